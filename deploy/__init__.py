@@ -1,0 +1,1 @@
+"""The runtime and the benchmark: numpy, OpenCV and one inference runtime, never torch."""

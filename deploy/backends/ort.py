@@ -1,0 +1,79 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from deploy.artifact import BuildInfo, read_spec, sha256
+from lfd.errors import ModelError, require
+from lfd.preprocess import Image
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OrtSession:
+    """An `InferenceSession` on ONNX Runtime.
+
+    Args:
+        path: The .onnx file.
+        threads: Threads for one inference; 0 takes one a physical core.
+
+    Raises:
+        ModelError: The file cannot be loaded, has no ModelSpec, or is not a frame-to-map graph.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        ort = require("onnxruntime", "deploy")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # its log repeats what the exception says
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDER])
+        except Exception as error:  # pybind maps no common base: Fail, InvalidGraph, InvalidProtobuf, RuntimeError
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"{path}: ONNX Runtime cannot load it ({reason}). Fix: export the model again") from error
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.spec = read_spec(metadata, path)
+        self.build = BuildInfo(
+            backend=f"onnxruntime {PROVIDER}",
+            precision=metadata.get("lfd_precision", "fp32"),
+            onnx_sha256=sha256(path),
+            versions={"onnxruntime": ort.__version__},
+            device=platform.processor() or platform.machine(),
+        )
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        wanted = (*self.spec.preprocess.size_hw, 3)
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(uint8)":
+            raise ModelError(f"{path}: its graph does not take one uint8 frame. Fix: write it with lfd-export onnx")
+        if tuple(inputs[0].shape[1:]) != wanted:
+            raise ModelError(f"{path}: takes {inputs[0].shape[1:]}, but its ModelSpec says {wanted}. Fix: export again")
+        self._input, self._batch = inputs[0].name, inputs[0].shape[0]
+
+    def run(self, batch: Image) -> NDArray[Any]:
+        """Run the model; see `deploy.session.InferenceSession.run`."""
+        wanted = (*self.spec.preprocess.size_hw, 3)
+        if batch.shape[1:] != wanted or (isinstance(self._batch, int) and len(batch) != self._batch):
+            raise ModelError(f"a batch of shape {batch.shape}; this model takes ({self._batch}, {wanted})")
+        try:
+            out: NDArray[Any] = self._session.run(None, {self._input: batch})[0]
+        except Exception as error:  # pybind maps no common base
+            raise ModelError(f"ONNX Runtime failed while running: {' '.join(str(error).split())[:200]}") from error
+        return out
+
+    def close(self) -> None:
+        """Free the model's memory; `run` must not be called after."""
+        self._session = None
+
+    def __enter__(self) -> OrtSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,3 @@
+"""Percentiles that were earned, by nearest rank, with nothing clipped."""
+
+from __future__ import annotations

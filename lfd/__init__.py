@@ -1,0 +1,1 @@
+"""Training core of lfd-toolkit. Importing it imports nothing: see the submodules."""
