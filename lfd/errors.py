@@ -97,7 +97,7 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
+        if error.name is None or module.split(".", 1)[0] != error.name.split(".", 1)[0]:
             raise
         raise MissingDependencyError(
             f"{module} is not installed; it is needed here. Fix: pip install 'lfd-toolkit[{extra}]'"

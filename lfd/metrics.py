@@ -42,7 +42,9 @@ class ConfusionMatrix:
         """Return (K,) intersection over union; NaN for a class neither labelled nor predicted."""
         hits = np.diag(self.counts).astype(np.float64)
         union = self.counts.sum(0) + self.counts.sum(1) - hits
-        return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+        iou: NDArray[np.float64] = np.full(len(hits), np.nan)
+        np.divide(hits, union, out=iou, where=union > 0)
+        return iou
 
     def miou(self) -> float:
         """Return the mean IoU in [0, 1] over the classes that occur; NaN when none does."""

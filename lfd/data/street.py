@@ -6,4 +6,5 @@ from lfd.data.base import Dataset
 
 
 def open_split(path: str, split: str) -> Dataset:
+    """Open a split."""
     raise RuntimeError("street: is being written")
