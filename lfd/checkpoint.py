@@ -1,0 +1,76 @@
+"""Networks with their ModelSpec on disk, alone or in a run directory.
+
+A run directory holds
+
+    config.toml            the configuration as run; `--recipe RUN/config.toml` repeats it
+    model.safetensors      the best weights so far, a bare network; its metadata has the ModelSpec
+    resume.pt              everything needed to go on exactly: weights, losses, optimiser, counters
+    metrics.jsonl          one line a logged step or validation
+    tensorboard/           the same for TensorBoard
+    predictions.png        frame, truth and prediction for some validation pictures
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from lfd.errors import CheckpointError, ModelError
+from lfd.models import create_model
+from lfd.spec import METADATA_KEY, ModelSpec
+from lfd.weights import fill, load_state, read_safetensors, save_tensors
+
+MODEL_FILE = "model.safetensors"
+STATE_FILE = "resume.pt"
+
+
+def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """Write a network's weights with its ModelSpec as safetensors.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; an older file stays as it was.
+    """
+    save_tensors(path, model.state_dict(), {METADATA_KEY: spec.to_json()})
+
+
+def model_file(path: Path) -> Path:
+    """Return the weights file of a run directory, or the path itself.
+
+    Raises:
+        CheckpointError: A folder that is not a run, or nothing there.
+    """
+    if path.is_dir():
+        if not (path / MODEL_FILE).is_file():
+            raise CheckpointError(f"{path}: no {MODEL_FILE} in this folder; expected a run of lfd-train")
+        return path / MODEL_FILE
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such run or file; expected a run of lfd-train or a .safetensors file")
+    return path
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
+    """Load a network from a run directory or a .safetensors file that lfd-train wrote.
+
+    Returns:
+        The network in evaluation mode, and its specification.
+
+    Raises:
+        CheckpointError: Missing, broken, without specification, or not fitting.
+    """
+    file = model_file(path)
+    if file.suffix != ".safetensors":
+        load_state(file)  # says so when it is broken or dangerous
+        raise CheckpointError(
+            f"{file}: has weights but no ModelSpec (classes, input); expected a run of lfd-train or its {MODEL_FILE}"
+        )
+    state, metadata = read_safetensors(file)
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(f"{file}: has no ModelSpec in its metadata; expected a file written by lfd-train")
+    try:
+        spec = ModelSpec.from_json(metadata[METADATA_KEY], str(file))
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
+    model, _ = create_model(spec.model, len(spec.labels))
+    fill(model, state, str(file))
+    return model.eval(), spec

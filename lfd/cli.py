@@ -1,0 +1,190 @@
+"""lfd-train: supervised training, distillation, evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lfd.console import guarded
+from lfd.data import DATASETS, open_dataset
+from lfd.errors import UsageError, unknown
+from lfd.files import check_free
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _run_options(command: F) -> F:
+    """Add the options that `teacher` and `distill` share."""
+    options = [
+        click.option("--data", metavar="NAME:PATH", help="Data set, such as camvid:PATH or street:."),
+        click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Run directory."),
+        click.option("--recipe", default="default", show_default=True, help="Recipe: a name, or a TOML file."),
+        click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value."),
+        click.option("--size", metavar="HxW", help="Input size of the network."),
+        click.option("--weights", help="Backbone: imagenet, none, or a torchvision checkpoint."),
+        click.option("--steps", type=int, help="Optimiser steps."),
+        click.option("--batch", type=int, help="Pictures a step."),
+        click.option("--seed", type=int, help="Of weights, order and augmentation."),
+        click.option("--device", help="auto, cpu, cuda."),
+        click.option("--amp", help="Autocast: off or bf16."),
+        click.option("--compile", is_flag=True, default=None, help="torch.compile the network."),
+        click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+        click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_KEYS = {
+    "data": "data.source",
+    "size": "data.size",
+    "weights": "train.weights",
+    "steps": "train.steps",
+    "batch": "train.batch",
+    "seed": "train.seed",
+    "device": "train.device",
+    "amp": "train.amp",
+    "compile": "train.compile",
+    "model": "train.model",
+    "teacher": "distill.teacher",
+    "method": "distill.method",
+}
+
+
+def _start(out: Path, recipe: str, assignments: tuple[str, ...], resume: bool, overwrite: bool, **given: Any) -> None:
+    """Put the configuration together and train."""
+    from rich.console import Console  # noqa: PLC0415  torch and rich: not for --help
+
+    from lfd.checkpoint import MODEL_FILE, STATE_FILE  # noqa: PLC0415
+    from lfd.config import apply_set, from_mapping, read_recipe, to_toml  # noqa: PLC0415
+    from lfd.models import MODELS  # noqa: PLC0415
+    from lfd.trainer import train  # noqa: PLC0415
+
+    saved = out / "config.toml"
+    if resume and not (out / STATE_FILE).is_file():
+        raise UsageError(f"{out}: no {STATE_FILE} to resume from; expected a run that reached a checkpoint")
+    if not resume:
+        check_free(out, overwrite)
+    record = read_recipe(str(saved) if resume else recipe)
+    record = apply_set(record, assignments)
+    for option, value in given.items():
+        if value is not None:
+            section, key = _KEYS[option].split(".")
+            record.setdefault(section, {})[key] = value
+    config = from_mapping(record)
+    if not config.data.source:
+        raise UsageError("no data set; give --data NAME:PATH, such as --data street:")
+    if not config.train.model:
+        raise UsageError("no model; give --model or --student NAME, as `lfd-train list models` shows them")
+    if config.train.model not in MODELS:
+        raise unknown("model", config.train.model, MODELS)
+    if resume and to_toml(config) != saved.read_text(encoding="utf-8"):
+        raise UsageError(
+            f"a resumed run keeps its configuration; {saved} has another. Fix: give --out and --resume alone"
+        )
+    if overwrite:
+        for name in (MODEL_FILE, STATE_FILE, "metrics.jsonl"):
+            (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(soft_wrap=True, highlight=False)
+    best = train(config, out, resume, console)
+    console.print(f"done     best val mIoU {best:.2%}; weights in {out / MODEL_FILE}")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="lfd-toolkit")
+def main() -> None:
+    """Train segmentation networks, and distil compact ones from them."""
+
+
+@main.command()
+@click.option("--model", metavar="NAME", help="Network; `lfd-train list models` shows them.")
+@_run_options
+@guarded
+def teacher(**options: Any) -> None:
+    """Train a network on labels alone: a teacher, or a student's own baseline."""
+    _start(**options, method="none", teacher="")
+
+
+@main.command()
+@click.option("--teacher", metavar="RUN|FILE", help="Run of the teacher, or its model.safetensors.")
+@click.option("--student", "model", metavar="NAME", help="Network; `lfd-train list models` shows them.")
+@click.option("--method", help="Distiller; `lfd-train list methods` shows them.  [default: lfd]")
+@_run_options
+@guarded
+def distill(**options: Any) -> None:
+    """Train a compact network under a teacher."""
+    from lfd.losses import METHODS  # noqa: PLC0415
+
+    if options["method"] is None and not options["resume"]:
+        options["method"] = "lfd"
+    if options["method"] is not None and options["method"] not in METHODS:
+        raise unknown("method", options["method"], METHODS)
+    if options["teacher"] is None and not options["resume"]:
+        raise UsageError("no teacher; give --teacher RUN, a run of `lfd-train teacher`")
+    _start(**options)
+
+
+@main.command("eval")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", required=True, metavar="NAME:PATH@SPLIT", help="Labelled set; its test split by default.")
+@click.option("--size", metavar="HxW", help="Score at another input size than the run's.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@guarded
+def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: bool) -> None:
+    """Score a run, or a model.safetensors, on a labelled set: mIoU and IoU a class, as deployed."""
+    import dataclasses  # noqa: PLC0415
+    import math  # noqa: PLC0415
+
+    from lfd.checkpoint import load_model  # noqa: PLC0415
+    from lfd.console import parse_size  # noqa: PLC0415
+    from lfd.evaluate import check_labels, evaluate  # noqa: PLC0415
+    from lfd.normalize import Predictor  # noqa: PLC0415
+    from lfd.trainer import pick_device  # noqa: PLC0415
+
+    model, spec = load_model(run)
+    dataset = open_dataset(data, "test")
+    check_labels(spec.labels, dataset.labels, f"the data set {data}")
+    preprocess = dataclasses.replace(spec.preprocess, size_hw=parse_size(size)) if size else spec.preprocess
+    where = pick_device(device)
+    matrix = evaluate(Predictor(model.to(where), preprocess, where), dataset, preprocess)
+    scores = {n: None if math.isnan(v) else float(v) for n, v in zip(spec.labels.names, matrix.iou(), strict=True)}
+    if as_json:
+        result = {"data": data, "pictures": len(dataset), "miou": matrix.miou(), "iou": scores}
+        click.echo(json.dumps({**result, "pixel_accuracy": matrix.pixel_accuracy()}))
+        return
+    for name, value in scores.items():
+        click.echo(f"{name:<20} {'-' if value is None else f'{value:7.2%}'}")
+    click.echo(
+        f"{'mIoU':<20} {matrix.miou():7.2%}   pixel accuracy {matrix.pixel_accuracy():.2%}, {len(dataset)} pictures"
+    )
+
+
+@main.command("list")
+@click.argument("kind")
+@guarded
+def list_names(kind: str) -> None:
+    """List methods, models, datasets or recipes."""
+    kinds = ("methods", "models", "datasets", "recipes")
+    if kind not in kinds:
+        raise unknown("list", kind, kinds)
+    from lfd.config import recipe_names  # noqa: PLC0415
+    from lfd.losses import METHODS  # noqa: PLC0415
+    from lfd.models import MODELS  # noqa: PLC0415
+
+    if kind == "methods":
+        for name, method in METHODS.items():
+            click.echo(f"{name:<8} {method.about}")
+    else:
+        names = {"models": list(MODELS), "datasets": list(DATASETS), "recipes": recipe_names()}[kind]
+        click.echo("\n".join(names))
+
+
+if __name__ == "__main__":
+    main()

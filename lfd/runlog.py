@@ -1,0 +1,105 @@
+"""What a run tells: a live line on the terminal, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will do again."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut short when the process was killed
+
+
+class RunLog:
+    """Logs a run's steps and validations; a context manager.
+
+    Args:
+        out: The run directory.
+        first: Steps already done.
+        steps: Steps in all.
+        batch: Pictures a step.
+        every: Steps between lines in metrics.jsonl.
+        console: Where people read.
+    """
+
+    def __init__(self, out: Path, first: int, steps: int, batch: int, every: int, console: Console) -> None:
+        keep_until(out / METRICS_FILE, first)
+        self._file = (out / METRICS_FILE).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first)
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[terms]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=first, terms="")
+        self._steps, self._batch, self._every = steps, batch, every
+        self._since, self._since_step = time.monotonic(), first
+        self._last, self._best = math.nan, math.nan
+
+    def step(self, step: int, terms: Mapping[str, float], lr: float) -> None:
+        """Log step number `step`, counted from 1."""
+        self._progress.advance(self._task)
+        if step % self._every and step != self._steps:
+            return
+        now = time.monotonic()
+        rate = (step - self._since_step) * self._batch / max(1e-9, now - self._since)
+        self._since, self._since_step = now, step
+        self._write({"step": step, "lr": lr, **{f"loss_{k}": v for k, v in terms.items()}, "images_per_s": rate})
+        text = "  ".join(f"{k} {v:.3f}" for k, v in terms.items())
+        scores = f"  mIoU {self._last:.1%} best {self._best:.1%}" if not math.isnan(self._last) else ""
+        self._progress.update(self._task, terms=f"{text}  {rate:.1f} img/s{scores}")
+
+    def validation(self, step: int, miou: float, best: float, iou: Mapping[str, float], seconds: float) -> None:
+        """Log a validation after `step` steps; the time it took is kept out of images a second."""
+        self._last, self._best = miou, best
+        self._since += seconds
+        self._write({"step": step, "val_miou": miou, "val_best": best})
+        self._file.write(json.dumps({"step": step, "val_iou": dict(iou)}) + "\n")
+        self._file.flush()
+        self.console.print(f"step {step:>6}  val mIoU {miou:.2%}  best {best:.2%}", highlight=False)
+
+    def _write(self, record: dict[str, float]) -> None:
+        finite = {k: v for k, v in record.items() if math.isfinite(v)}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+        for key, value in finite.items():
+            if key != "step":
+                self._board.add_scalar(key.replace("_", "/", 1), value, int(record["step"]))
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._board.close()
+        self._file.close()

@@ -1,0 +1,128 @@
+"""Tensors in files. Nothing here runs code out of a file: safetensors, or torch's weights_only."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lfd.errors import CheckpointError
+from lfd.files import replacing
+
+MAX_BYTES = 8 << 30
+
+
+def save_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; an older file stays as it was.
+    """
+    plain = {k: v.detach().contiguous().cpu() for k, v in state.items()}
+    try:
+        with replacing(path) as aside:
+            aside.write_bytes(save(plain, metadata=metadata))
+    except (OSError, SafetensorError) as error:
+        raise _not_written(path, error) from error
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a resume state: tensors, numbers, texts, lists and dictionaries of them.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; an older file stays as it was.
+    """
+    try:
+        with replacing(path) as aside:
+            torch.save(state, aside)
+    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0][:160]
+    return CheckpointError(
+        f"{path}: cannot be written ({reason}); what was there before is untouched. "
+        "Fix: free space on that disk, or write elsewhere with --out"
+    )
+
+
+def _check(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected weights as .safetensors or .pth")
+    if not 0 < path.stat().st_size <= MAX_BYTES:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes; expected 1 byte to 8 GiB of weights")
+
+
+def load_state(path: Path) -> Any:
+    """Read a file of torch.save without running code from it.
+
+    Raises:
+        CheckpointError: Missing, broken, or a pickle that holds more than data.
+    """
+    _check(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: is not plain weights: it is broken, or its pickle asks to run code, which is refused. "
+            "Fix: save the state_dict alone, best as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: broken or cut short ({str(error).splitlines()[0][:160]})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a state_dict from .safetensors, or from a .pth that holds one, as it is or as `state_dict`.
+
+    Raises:
+        CheckpointError: Missing, broken, or not a state_dict.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    state = load_state(path)
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: holds no state_dict; expected a dictionary of name to tensor")
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata.
+
+    Raises:
+        CheckpointError: Missing or broken.
+    """
+    _check(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: broken or cut short ({str(error).splitlines()[0][:160]})") from error
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load a state_dict; every key must be there and fit.
+
+    Raises:
+        CheckpointError: Keys are missing, unknown or of another shape; the message names the first.
+    """
+    wanted = model.state_dict()
+    problems = [f"lacks {k!r}" for k in wanted if k not in state]
+    problems += [f"has {k!r}, which the model has not" for k in state if k not in wanted]
+    problems += [
+        f"{k!r} has shape {tuple(state[k].shape)}, the model {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if problems:
+        raise CheckpointError(f"{origin}: does not fit the model in {len(problems)} places; it {problems[0]}")
+    model.load_state_dict(state)
