@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lfd.preprocess import Image
+from lfd.spec import Labels
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class VideoInfo:
         frames: How many will come; None when endless or not known.
         live: True for a camera: when we are slow the newest frame counts and older ones are
             dropped. False for a file: every frame, in order.
+        labels: The classes of `Frame.truth`, from a source that knows the truth, else None.
     """
 
     resolution_wh: tuple[int, int]
     fps: float
     frames: int | None
     live: bool
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Frame:
     captured_ns: int
     name: str = ""
     truth: Image | None = None
+
+
+class StopRequested(Exception):  # noqa: N818 - a wish, not an error
+    """Raised by a sink's `write` when its viewer asks to end: what was written is kept."""
 
 
 class FrameSource(Protocol):
@@ -67,6 +74,7 @@ class FrameSink(Protocol):
 
         Raises:
             SinkError: It cannot be written.
+            StopRequested: The viewer asks to end.
         """
         ...
 

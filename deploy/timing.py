@@ -1,12 +1,21 @@
-"""Percentiles that were earned, by nearest rank, with nothing clipped."""
+"""Durations and what may be said of them: percentiles that were earned, drift, spread. Nothing is clipped."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.99
+PERCENTILES = (0.5, 0.9, 0.95, 0.99)
+
+TOLERANCE = 0.025
+"""Medians that differ by less count as equal; more spread or drift than this is worth a warning."""
+
+
+AFFORDABLE = 3
+"""A percentile is worth this many times the seconds asked for."""
 
 
 def samples_needed(percentile: float) -> int:
@@ -17,11 +26,23 @@ def samples_needed(percentile: float) -> int:
 
     Args:
         percentile: p in (0, 1), such as 0.99.
+
+    Raises:
+        ValueError: p is outside (0, 1), which no number of samples earns.
     """
+    if not 0 < percentile < 1:
+        raise ValueError(f"percentile {percentile}; expected a share between 0 and 1")
     n = 2
     while percentile**n + n * (1 - percentile) * percentile ** (n - 1) > 1 - CONFIDENCE:
         n += 1
     return n
+
+
+def samples_to_take(typical_ms: float, seconds: float) -> int:
+    """Return how many samples fill the time, or earn the highest percentile that is affordable."""
+    needed = [samples_needed(p) for p in PERCENTILES]
+    affordable = [n for n in needed if n * typical_ms <= AFFORDABLE * seconds * 1e3]
+    return max(math.ceil(seconds * 1e3 / typical_ms), needed[0], *affordable)
 
 
 def nearest_rank(ordered: Sequence[float], percentile: float) -> float:
@@ -50,5 +71,133 @@ class Percentiles:
             return None
         ordered = sorted(samples_ms)
         n = len(ordered)
-        earned = [nearest_rank(ordered, p) if n >= samples_needed(p) else None for p in (0.5, 0.9, 0.95, 0.99)]
+        earned = [nearest_rank(ordered, p) if n >= samples_needed(p) else None for p in PERCENTILES]
         return cls(n, math.fsum(ordered) / n, ordered[0], ordered[-1], *earned)
+
+
+def variation(samples: Sequence[float]) -> float | None:
+    """Return the coefficient of variation, sample deviation over mean; None below two samples."""
+    return statistics.stdev(samples) / statistics.fmean(samples) if len(samples) > 1 else None
+
+
+def drift(samples: Sequence[float]) -> float | None:
+    """Return by what share the second half's median lies above the first's; None below four samples."""
+    if len(samples) < 4:
+        return None
+    half = len(samples) // 2
+    return statistics.median(samples[half:]) / statistics.median(samples[:half]) - 1
+
+
+def is_settled(samples: Sequence[float]) -> bool:
+    """Tell whether the rolling median has come to rest: the last window against the one before.
+
+    The window is a quarter of the samples and five at least, so that it grows with the warm-up and
+    a noisy machine, too, comes to rest in the end.
+    """
+    window = max(5, len(samples) // 4)
+    if len(samples) < 2 * window:
+        return False
+    last, before = statistics.median(samples[-window:]), statistics.median(samples[-2 * window : -window])
+    return abs(last - before) <= TOLERANCE * before
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw durations of one round, in milliseconds; the same position is the same picture.
+
+    Attributes:
+        fit_ms: Resizing the frame to the model's input.
+        model_ms: The model alone, frame in, class map out.
+        restore_ms: Bringing the class map back to the frame's size.
+    """
+
+    fit_ms: tuple[float, ...]
+    model_ms: tuple[float, ...]
+    restore_ms: tuple[float, ...]
+
+    @property
+    def end_to_end_ms(self) -> tuple[float, ...]:
+        """The three together, picture by picture."""
+        return tuple(map(sum, zip(self.fit_ms, self.model_ms, self.restore_ms, strict=True)))
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What was run and thrown away before the clock counted.
+
+    Attributes:
+        thrown_away_ms: End-to-end durations of the warm-up.
+        settled: Whether the rolling median came to rest before the time was up.
+    """
+
+    thrown_away_ms: tuple[float, ...]
+    settled: bool
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a series of durations says.
+
+    Attributes:
+        latency: Percentiles.
+        images_per_s: One after another: samples over their sum.
+        variation: Coefficient of variation, as a share.
+        drift: Second half's median against the first's, as a share.
+    """
+
+    latency: Percentiles
+    images_per_s: float
+    variation: float | None
+    drift: float | None
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Timing:
+        """Summarise samples in the order they were taken; at least one."""
+        latency = Percentiles.of(samples_ms)
+        if latency is None:
+            raise ValueError("no samples to summarise")
+        return cls(latency, 1e3 / latency.mean_ms, variation(samples_ms), drift(samples_ms))
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether spread or drift is above TOLERANCE, so that small differences mean nothing."""
+        return max(abs(self.variation or 0.0), abs(self.drift or 0.0)) > TOLERANCE
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times something is faster, from rounds measured in turns.
+
+    Attributes:
+        median: The median of the rounds' ratios.
+        low: The smallest of them.
+        high: The largest.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def paired(cls, slow_rounds: Sequence[Sequence[float]], fast_rounds: Sequence[Sequence[float]]) -> Ratio:
+        """Compare round by round, by the rounds' medians; both saw the same state of the machine."""
+        pairs = zip(slow_rounds, fast_rounds, strict=True)
+        ratios = [statistics.median(slow) / statistics.median(fast) for slow, fast in pairs]
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
+
+
+@dataclass(frozen=True)
+class SingleStream:
+    """Scenario `single`: raw samples by round, and what they say."""
+
+    warm_up: WarmUp
+    rounds: tuple[Samples, ...]
+    model_alone: Timing
+    end_to_end: Timing
+
+    @classmethod
+    def of(cls, warm_up: WarmUp, rounds: Sequence[Samples]) -> SingleStream:
+        """Summarise the rounds; the inference thrown away at the start of each is not among them."""
+        alone = Timing.of([ms for samples in rounds for ms in samples.model_ms])
+        whole = Timing.of([ms for samples in rounds for ms in samples.end_to_end_ms])
+        return cls(warm_up, tuple(rounds), alone, whole)

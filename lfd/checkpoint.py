@@ -12,6 +12,7 @@ A run directory holds
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from torch import nn
@@ -23,6 +24,19 @@ from lfd.weights import fill, load_state, read_safetensors, save_tensors
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "resume.pt"
+
+
+CONTENTS = ("config.toml", MODEL_FILE, STATE_FILE, "metrics.jsonl", "tensorboard", "predictions.png")
+
+
+def clear_run(out: Path) -> None:
+    """Remove a run's own files from its directory, and nothing else."""
+    for name in CONTENTS:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:

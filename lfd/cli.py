@@ -87,12 +87,8 @@ def _start(out: Path, recipe: str, assignments: tuple[str, ...], resume: bool, o
         raise UsageError(
             f"a resumed run keeps its configuration; {saved} has another. Fix: give --out and --resume alone"
         )
-    if overwrite:
-        for name in (MODEL_FILE, STATE_FILE, "metrics.jsonl"):
-            (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
     console = Console(soft_wrap=True, highlight=False)
-    best = train(config, out, resume, console)
+    best = train(config, out, resume, overwrite, console)
     console.print(f"done     best val mIoU {best:.2%}; weights in {out / MODEL_FILE}")
 
 

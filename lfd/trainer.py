@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lfd.checkpoint import MODEL_FILE, STATE_FILE, load_model, save_model
+from lfd.checkpoint import MODEL_FILE, STATE_FILE, clear_run, load_model, save_model
 from lfd.config import Config, to_toml
 from lfd.console import parse_size
 from lfd.data import Dataset, open_dataset
@@ -154,13 +154,14 @@ def score_teacher(
     return miou
 
 
-def train(config: Config, out: Path, resume: bool, console: Console) -> float:
+def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Console) -> float:
     """Run a configuration to its end and return the best validation mIoU in [0, 1].
 
     Args:
         config: What to do.
         out: The run directory; `lfd.checkpoint` says what it holds.
         resume: Go on from the state in `out`.
+        overwrite: Remove what an earlier run left in `out`, once this one is sure to start.
         console: Where people read.
 
     Raises:
@@ -175,6 +176,8 @@ def train(config: Config, out: Path, resume: bool, console: Console) -> float:
         first, best = restore(out / STATE_FILE, job.distiller, optimizer)
         console.print(f"resume   after step {first}, best val mIoU {best:.2%}")
     else:
+        if overwrite:
+            clear_run(out)
         write_text(out / "config.toml", to_toml(config))
 
     def save(step: int) -> None:

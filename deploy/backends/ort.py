@@ -32,6 +32,11 @@ class OrtSession:
         ort = require("onnxruntime", "deploy")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        import os
+        sp = os.environ.get("SPIN")
+        if sp in ("0","1"): options.add_session_config_entry("session.intra_op.allow_spinning", sp)
+        elif sp: options.add_session_config_entry("session.intra_op.spin_duration_us", sp)
+        if os.environ.get("FSS"): options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # its log repeats what the exception says
         try:
             self._session = ort.InferenceSession(str(path), options, providers=[PROVIDER])

@@ -1,0 +1,1 @@
+"""Studies that anyone can run again. No library code."""

@@ -1,0 +1,193 @@
+"""The whole path in a few minutes: teacher, student, export, film, benchmark, on street: or on your data.
+
+`make demo` runs this. Each step is a command as a user types it, shown before it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+
+from deploy.session import class_map, open_session
+from lfd.console import guarded
+from lfd.data import open_dataset
+from lfd.errors import LfdError
+from lfd.files import check_free, replacing, write_json, write_text
+from lfd.picture import colorize, table
+from lfd.preprocess import fit_frame, restore_map
+
+FILM = "street:?seed=7&frames=250"
+
+
+class Demo:
+    """Runs commands, shows them, and keeps their times."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.commands: list[str] = []
+
+    def run(self, name: str, *command: str, capture: bool = False) -> str:
+        """Run a command of the toolkit; its output goes to the terminal, or is returned."""
+        self.commands.append(shlex.join(command))
+        click.secho(f"\n$ {self.commands[-1]}", bold=True)
+        began = time.monotonic()
+        program = str(Path(sys.executable).with_name(command[0]))
+        done = subprocess.run(
+            [program, *command[1:]], check=False, text=True, stdout=subprocess.PIPE if capture else None
+        )
+        self.seconds[name] = time.monotonic() - began
+        if done.returncode:
+            raise LfdError(f"the step {name!r} ended with exit code {done.returncode}; its message is above")
+        return done.stdout or ""
+
+
+def draw(data: str, models: list[Path], path: Path, count: int = 6) -> None:
+    """Write frame, truth, teacher and student side by side for pictures spread over the test split."""
+    dataset = open_dataset(data, "test")
+    sessions = [open_session(model) for model in models]
+    rows = []
+    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int):
+        sample = dataset[int(index)]
+        hw = (sample.mask.shape[0], sample.mask.shape[1])
+        row = [sample.image, colorize(sample.mask, dataset.labels)]
+        for session in sessions:
+            preprocess = session.spec.preprocess
+            found = restore_map(class_map(session, fit_frame(sample.image, preprocess)), preprocess, hw)
+            row.append(colorize(found, dataset.labels))
+        rows.append(row)
+    with replacing(path) as aside:
+        picture = table(rows, ["frame", "truth", "teacher", "student (LFD)"], (240, 320))
+        aside.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+
+
+@click.command()
+@click.option("--data", default="street:", show_default=True, help="Data set, such as camvid:PATH.")
+@click.option("--video", help="Film, camera or pictures for the last step; the built-in drive by default.")
+@click.option("--teacher", default="deeplabv3_resnet18_os8", show_default=True)
+@click.option("--student", default="lraspp_mobilenet_v3_large", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier demo in --out.")
+@guarded
+def main(data: str, video: str | None, teacher: str, student: str, out: Path, overwrite: bool) -> None:
+    """Train a teacher, distil a student, export, run and measure both."""
+    check_free(out, overwrite)
+    open_dataset(data, "test")
+    if out.is_dir():
+        shutil.rmtree(out)
+    began, demo = time.monotonic(), Demo()
+    runs = {name: out / name for name in ("teacher", "student", "baseline")}
+    exports = {name: out / f"{name}.onnx" for name in ("teacher", "student")}
+    common = ["--data", data]
+    demo.run(
+        "train the teacher",
+        "lfd-train",
+        "teacher",
+        "--model",
+        teacher,
+        *common,
+        "--recipe",
+        "demo_teacher",
+        "--out",
+        str(runs["teacher"]),
+    )
+    of_student = [*common, "--recipe", "demo_student"]
+    demo.run(
+        "distil the student",
+        "lfd-train",
+        "distill",
+        "--teacher",
+        str(runs["teacher"]),
+        "--student",
+        student,
+        *of_student,
+        "--method",
+        "lfd",
+        "--out",
+        str(runs["student"]),
+    )
+    demo.run(
+        "train it without a teacher",
+        "lfd-train",
+        "teacher",
+        "--model",
+        student,
+        *of_student,
+        "--out",
+        str(runs["baseline"]),
+    )
+    for name, path in exports.items():
+        demo.run(f"export the {name}", "lfd-export", "onnx", str(runs[name]), "-o", str(path))
+    demo.run(
+        "verify the student", "lfd-export", "verify", str(runs["student"]), str(exports["student"]), "--data", data
+    )
+    baseline = json.loads(
+        demo.run(
+            "score the baseline", "lfd-train", "eval", str(runs["baseline"]), "--data", data, "--json", capture=True
+        )
+    )
+    film = out / "student.webm"
+    demo.run("run the student", "lfd-run", str(exports["student"]), video or FILM, str(film))
+    demo.run(
+        "benchmark",
+        "lfd-bench",
+        str(exports["student"]),
+        "--teacher",
+        str(exports["teacher"]),
+        "--data",
+        data,
+        "--out",
+        str(out / "bench"),
+        "--seconds",
+        "6",
+    )
+    draw(data, list(exports.values()), out / "side-by-side.png")
+    bench = json.loads((out / "bench" / "bench.json").read_text(encoding="utf-8"))
+    report(demo, bench, baseline["miou"], out, time.monotonic() - began)
+
+
+def report(demo: Demo, bench: dict[str, Any], baseline: float, out: Path, seconds: float) -> None:
+    """Print the table and the paths, and write them down."""
+    student, teacher = bench["students"][0], bench["teacher"]
+    result, versus = student["result"], student["versus"]
+    gain = result["accuracy"]["miou"] - baseline
+    lines = [
+        f"{'':<28}{'mIoU test':>10}{'p50 ms':>9}{'MB':>8}{'M params':>10}",
+        *(
+            f"{label:<28}{m['accuracy']['miou']:>10.2%}{m['single']['end_to_end']['p50_ms'] or float('nan'):>9.2f}"
+            f"{m['file_bytes'] / 1e6:>8.1f}{(m['params'] or 0) / 1e6:>10.2f}"
+            for label, m in ((f"teacher {teacher['model']}", teacher), (f"student {result['model']}", result))
+        ),
+        f"{'  same, without a teacher':<28}{baseline:>10.2%}",
+        "",
+        (
+            f"student against teacher: {versus['faster_end_to_end']['median']:.1f} times faster, "
+            f"{versus['miou_kept']:.1%} of its mIoU; {100 * gain:+.2f} mIoU points by LFD"
+        ),
+        "",
+        *(f"{name:<28}{value:>8.1f} s" for name, value in demo.seconds.items()),
+        (
+            f"{'in all':<28}{seconds:>8.1f} s, peak memory of a process "
+            f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6:.2f} GB"
+        ),
+    ]
+    write_text(out / "summary.txt", "\n".join(lines) + "\n")
+    write_json(out / "commands.json", demo.commands)
+    click.echo("\n" + "\n".join(lines))
+    click.echo(
+        f"\nfilm     {out / 'student.webm'}\npicture  {out / 'side-by-side.png'}\nreport   {out / 'bench' / 'bench.md'}"
+    )
+
+
+if __name__ == "__main__":
+    main()

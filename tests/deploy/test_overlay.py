@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.frames import Frame
+from deploy.overlay import GLASS, PANEL, Overlay, blend, palette, render_legend
+from lfd.preprocess import content_box, fit_frame, restore_map
+from lfd.spec import Labels, Preprocess
+
+sizes = st.tuples(st.integers(1, 90), st.integers(1, 120))
+
+
+def labels(count: int) -> Labels:
+    return Labels(tuple(f"class {i}" for i in range(count)), tuple((i, 255 - i, 7 * i % 256) for i in range(count)))
+
+
+@given(count=st.integers(1, 255))
+def test_palette_is_bgr_and_black_beyond_the_classes(count: int) -> None:
+    table = palette(labels(count))
+    assert table.shape == (256, 1, 3)
+    assert [tuple(c[::-1]) for c in table[:count, 0].tolist()] == list(labels(count).colors)
+    assert not table[count:].any()
+
+
+@settings(deadline=None)
+@given(size=sizes, alpha=st.sampled_from([0.0, 0.25, 0.5, 1.0]), seed=st.integers(0, 99))
+def test_blend_is_the_weighted_sum(size: tuple[int, int], alpha: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    classes = rng.integers(0, 256, size, np.uint8)
+    table, kept = palette(labels(11)), image.copy()
+    expected = (1 - alpha) * image + alpha * table[classes, 0].astype(float)
+    assert np.abs(blend(image, classes, table, alpha) - expected).max() <= 1
+    np.testing.assert_array_equal(image, kept)
+
+
+@settings(deadline=None)
+@given(size=sizes, count=st.integers(1, 60))
+def test_paint_takes_any_size(size: tuple[int, int], count: int) -> None:
+    image = np.full((*size, 3), 90, np.uint8)
+    painted = Overlay(labels(count)).paint(Frame(image, 0, 0), np.zeros(size, np.uint8))
+    scale = painted.shape[0] // size[0]
+    assert painted.shape == (size[0] * scale, size[1] * scale, 3) and 1 <= scale <= 8
+    assert (image == 90).all()
+
+
+@settings(deadline=None)
+@given(frame=sizes, model=sizes, resize=st.sampled_from(["stretch", "letterbox"]))
+def test_fit_and_restore_agree(frame: tuple[int, int], model: tuple[int, int], resize: str) -> None:
+    preprocess = Preprocess(model, resize=resize)  # type: ignore[arg-type]
+    image = np.full((*frame, 3), 255, np.uint8)
+    fitted = fit_frame(image, preprocess)
+    assert fitted.shape == (*model, 3) and fitted.flags.c_contiguous
+    top, left, height, width = content_box(frame, preprocess)
+    inside = np.zeros(model, np.uint8)
+    inside[top : top + height, left : left + width] = 1
+    # Only what the frame covers comes back, all of it, and at the frame's size.
+    restored = restore_map(inside, preprocess, frame)
+    assert restored.shape == frame and (restored == 1).all()
+
+
+def test_the_legend_has_each_colour_on_a_dark_panel() -> None:
+    image = np.full((360, 480, 3), 255, np.uint8)
+    eleven = labels(11)
+    painted = Overlay(eleven, alpha=0.0).paint(Frame(image, 0, 0), np.zeros((360, 480), np.uint8))
+    assert painted.shape == image.shape
+    legend, shown = render_legend(eleven, 15, 300, 240)
+    assert legend is not None and shown == 11
+    for color in eleven.colors:
+        assert (legend == np.array(color[::-1])).all(2).any(), color
+    background = painted[2, 2].astype(int)
+    np.testing.assert_allclose(background, GLASS * 255 + (1 - GLASS) * PANEL, atol=1)
+    assert (painted[200, 470] == 255).all()
+
+
+def test_a_long_legend_says_how_many_are_missing() -> None:
+    legend, shown = render_legend(labels(150), 15, 300, 400)
+    assert legend is not None and shown == 18 and legend.shape[0] <= 300
+    assert render_legend(labels(3), 15, 20, 400) == (None, 0)
+
+
+def test_a_small_picture_is_enlarged() -> None:
+    overlay = Overlay(labels(11))
+    assert overlay.paint(Frame(np.zeros((64, 96, 3), np.uint8), 0, 0), np.zeros((64, 96), np.uint8)).shape[0] >= 192
+
+
+def test_each_frame_is_painted_once_and_the_pace_is_shown() -> None:
+    ticks = iter(range(0, 10**10, 40_000_000))
+    overlay = Overlay(labels(2), clock_ns=lambda: next(ticks))
+    frame = Frame(np.zeros((240, 320, 3), np.uint8), 0, 0)
+    classes = np.zeros((240, 320), np.uint8)
+    assert overlay.paint(frame, classes) is overlay.paint(frame, classes)
+    before = overlay.paint(frame, classes)[-15:].copy()
+    after = overlay.paint(Frame(frame.image, 1, 0), classes)[-15:]
+    assert (before != after).any()
+
+
+@pytest.mark.parametrize("name", ["Straße", "道路", "a" * 200])
+def test_names_that_the_font_may_not_have(name: str) -> None:
+    odd = Labels((name,), ((1, 2, 3),))
+    Overlay(odd).paint(Frame(np.zeros((120, 160, 3), np.uint8), 0, 0), np.zeros((120, 160), np.uint8))

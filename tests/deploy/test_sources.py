@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from doubles import number_of, picture
+
+from deploy.frames import FrameSource
+from deploy.sources import SOURCES, kind_of, open_source
+from lfd.errors import SourceError, UsageError
+
+
+def numbers(source: FrameSource) -> list[int]:
+    frames = list(source)
+    assert [frame.index for frame in frames] == list(range(len(frames)))
+    assert all(frame.captured_ns > 0 for frame in frames)
+    return [number_of(frame.image) for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("0", "camera"),
+        ("12", "camera"),
+        ("/dev/video3", "camera"),
+        ("v4l2:///dev/video0", "camera"),
+        ("street:", "street"),
+        ("street:?fps=25", "street"),
+        ("a.mp4", "film"),
+        ("0.mp4", "film"),
+        ("nothing", "film"),
+        ("*.png", "pictures"),
+        ("a.jpg", "pictures"),
+        (".", "pictures"),
+    ],
+)
+def test_kinds(text: str, kind: str) -> None:
+    assert kind_of(text) == kind
+    assert kind in SOURCES
+
+
+@pytest.mark.parametrize("text", ["rtsp://u:p@host/1", "http://host/a.mp4", "csi://0", "https://x", "ftp://x/*.png"])
+def test_kinds_that_are_not_there(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is no source here yet; expected 0 or /dev/video0"):
+        open_source(text)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".webm"])
+def test_a_film_gives_every_frame_in_order(make_film: Callable[..., Path], suffix: str) -> None:
+    source = open_source(str(make_film("in" + suffix, frames=12)))
+    assert (source.info.resolution_wh, source.info.fps, source.info.frames) == ((64, 48), 25.0, 12)
+    assert not source.info.live
+    assert numbers(source) == list(range(12))
+    source.close()
+    source.close()
+
+
+def test_a_film_of_one_frame(make_film: Callable[..., Path]) -> None:
+    assert numbers(open_source(str(make_film(frames=1)))) == [0]
+
+
+def test_a_film_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"gone\.mp4: no such file; expected 0 or"):
+        open_source(str(tmp_path / "gone.mp4"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no film", os.urandom(5000)])
+def test_a_film_that_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.mp4"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=rf"not a film that can be decoded \({len(content)} bytes\)"):
+        open_source(str(path))
+
+
+def test_a_film_that_was_cut_is_not_taken_for_its_end(make_film: Callable[..., Path]) -> None:
+    path = make_film("in.avi", frames=60)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    source = open_source(str(path))
+    seen = 0
+    with pytest.raises(
+        SourceError, match=r"ends after frame \d+ of 60: it was cut or is damaged.*--max-frames"
+    ) as caught:
+        for _ in source:
+            seen += 1
+    assert 10 < seen < 50 and f"--max-frames {seen}" in str(caught.value)
+
+
+def test_closing_a_film_ends_it_without_complaint(make_film: Callable[..., Path]) -> None:
+    source = open_source(str(make_film(frames=30)))
+    frames = iter(source)
+    next(frames)
+    source.close()
+    assert len(list(frames)) <= 1
+
+
+def write(folder: Path, name: str, index: int, size_hw: tuple[int, int] = (48, 64)) -> None:
+    folder.mkdir(exist_ok=True, parents=True)
+    assert cv2.imwrite(str(folder / name), picture(index, size_hw))
+
+
+def test_pictures_come_in_natural_order(tmp_path: Path) -> None:
+    for index in (0, 1, 2, 10, 11, 20):
+        write(tmp_path / "p", f"frame{index}.png", index)
+    (tmp_path / "p" / "notes.txt").write_text("not a picture")
+    (tmp_path / "p" / ".hidden.png").write_bytes(b"")
+    for text in (str(tmp_path / "p"), str(tmp_path / "p" / "*.png"), str(tmp_path / "**" / "frame*.png")):
+        source = open_source(text)
+        assert source.info.frames == 6 and not source.info.live
+        frames = list(source)
+        assert [number_of(f.image) for f in frames] == [0, 1, 2, 10, 11, 20], text
+        assert frames[3].name == "frame10"
+
+
+def test_one_picture_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    write(tmp_path, "a[1].png", 5)
+    assert numbers(open_source(str(tmp_path / "a[1].png"))) == [5]
+
+
+def test_pictures_may_differ_in_size(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", 1)
+    write(tmp_path, "b.jpg", 2, (60, 90))
+    assert [f.image.shape[:2] for f in open_source(str(tmp_path))] == [(48, 64), (60, 90)]
+
+
+def test_no_pictures(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no pictures in this folder; expected \.png"):
+        open_source(str(tmp_path))
+    for text in (str(tmp_path / "*.png"), str(tmp_path / "a.png")):
+        with pytest.raises(SourceError, match="no pictures for this name or pattern"):
+            open_source(text)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tif"])
+def test_a_broken_picture_is_named(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path, "a.png", 1)
+    good = cv2.imencode(suffix, picture(2, (200, 300)))[1].tobytes()
+    (tmp_path / f"b{suffix}").write_bytes(good[: len(good) // 3])
+    frames = iter(open_source(str(tmp_path)))
+    next(frames)
+    with pytest.raises(SourceError, match=rf"b\{suffix}"):
+        next(frames)
+
+
+def test_a_camera_that_is_not_there() -> None:
+    with pytest.raises(SourceError, match=r"/dev/video9876: no such camera; this machine has .*Fix: "):
+        open_source("9876")
+    with pytest.raises(UsageError, match="expected an index such as 0"):
+        open_source("v4l2:nonsense")
+
+
+def test_street_is_a_film_with_truth() -> None:
+    source = open_source("street:?size=48x64&frames=3&seed=1")
+    assert (source.info.resolution_wh, source.info.fps, source.info.frames) == ((64, 48), 25.0, 3)
+    assert not source.info.live and source.info.labels is not None
+    frames = list(source)
+    assert [f.index for f in frames] == [0, 1, 2]
+    assert all(f.truth is not None and f.truth.shape == (48, 64) and f.image.shape == (48, 64, 3) for f in frames)
+    again = list(open_source("street:?size=48x64&frames=3&seed=1"))
+    assert all((a.image == b.image).all() for a, b in zip(frames, again, strict=True))
+    assert open_source("street:").info.frames == 250
+
+
+def test_street_as_a_camera_keeps_its_pace() -> None:
+    source = open_source("street:?size=48x64&fps=50&frames=10")
+    assert source.info.live and source.info.fps == 50
+    begin = time.perf_counter()
+    assert len(list(source)) == 10
+    assert time.perf_counter() - begin >= 9 / 50 - 0.01
+    assert open_source("street:?fps=5").info.frames is None
+
+
+def test_closing_a_waiting_street_camera_ends_it() -> None:
+    source = open_source("street:?size=48x64&fps=1")
+    frames: list[np.ndarray] = []
+    thread = threading.Thread(target=lambda: frames.extend(f.image for f in source))
+    thread.start()
+    source.close()
+    thread.join(5)
+    assert not thread.is_alive() and len(frames) <= 1
+
+
+def test_street_options_that_do_not_exist() -> None:
+    with pytest.raises(UsageError, match="unknown street option 'fsp'"):
+        open_source("street:?fsp=25")
