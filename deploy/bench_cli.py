@@ -104,3 +104,7 @@ def main(
         click.echo(f"error: {failure.name}: {failure.message}", err=True)
     if result.failures:
         sys.exit(result.failures[0].exit_code)
+
+
+if __name__ == "__main__":
+    main()

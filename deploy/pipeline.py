@@ -17,17 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
+from deploy.channel import Channel, Ended, Stopped
 from deploy.frames import Frame, FrameSink, FrameSource, StopRequested
 from deploy.session import InferenceSession, class_map
 from deploy.timing import Percentiles
 from lfd.metrics import ConfusionMatrix
 from lfd.preprocess import Image, fit_frame, restore_map
-
-T = TypeVar("T")
 
 QUEUE = 2
 """Frames that wait before a stage, for a film. A camera has one: the newest."""
@@ -38,80 +37,6 @@ PATIENCE_S = 0.8
 KEPT_SAMPLES = 100_000
 """Durations kept a stage, the latest: an hour of a camera, in a few megabytes."""
 STAGES = ("read", "fit", "infer", "restore", "write")
-
-
-class _Stopped(Exception):  # noqa: N818 - a message between stages
-    """The channel was stopped: the stage ends."""
-
-
-class _Ended(Exception):  # noqa: N818 - a message between stages
-    """Everything that was put has been taken."""
-
-
-class Channel(Generic[T]):
-    """A bounded queue from one stage to the next.
-
-    Args:
-        size: Items that may wait.
-        newest: A full channel drops its oldest item instead of making the sender wait.
-    """
-
-    def __init__(self, size: int, newest: bool) -> None:
-        self._items: deque[T] = deque()
-        self._size, self._newest = size, newest
-        self._changed = threading.Condition()
-        self._ended = self._stopped = False
-
-    def put(self, item: T) -> int:
-        """Add an item; return how many gave way to it.
-
-        Raises:
-            _Stopped: `stop` was called.
-        """
-        with self._changed:
-            while len(self._items) >= self._size and not self._newest and not self._stopped:
-                self._changed.wait()
-            if self._stopped:
-                raise _Stopped
-            gave_way = 0
-            while len(self._items) >= self._size:
-                self._items.popleft()
-                gave_way += 1
-            self._items.append(item)
-            self._changed.notify_all()
-            return gave_way
-
-    def get(self, timeout_s: float | None = None) -> T | None:
-        """Take the oldest item; None when none came in time.
-
-        Raises:
-            _Ended: The sender has ended and nothing is left.
-            _Stopped: `stop` was called.
-        """
-        with self._changed:
-            if not self._items and not self._ended and not self._stopped:
-                self._changed.wait(timeout_s)
-            if self._stopped:
-                raise _Stopped
-            if self._items:
-                item = self._items.popleft()
-                self._changed.notify_all()
-                return item
-            if self._ended:
-                raise _Ended
-            return None
-
-    def end(self) -> None:
-        """Say that nothing more comes."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Wake both sides and make them end; what waits is lost."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -215,7 +140,7 @@ class _Run:
                 for worker in workers:
                     worker.start()
                 self._output()
-            except (_Stopped, StopRequested):
+            except (Stopped, StopRequested):
                 pass
             except BaseException as error:
                 self._fail(error)
@@ -264,7 +189,7 @@ class _Run:
                         classes = class_map(self._session, item[1])
                     # The session's array lives until its next run only.
                     self._inferred.put((item[0], classes.copy()))
-        except _Ended:
+        except Ended:
             self._inferred.end()
 
     def _output(self) -> None:
@@ -272,7 +197,7 @@ class _Run:
         while not self._interrupted and not (self._max_frames and self._shown >= self._max_frames):
             try:
                 item = self._inferred.get(POLL_S)
-            except _Ended:
+            except Ended:
                 return
             if item is None:
                 continue
@@ -292,7 +217,7 @@ class _Run:
     def _guarded(self, stage: Callable[[], None]) -> None:
         try:
             stage()
-        except _Stopped:
+        except Stopped:
             pass
         except BaseException as error:
             self._fail(error)

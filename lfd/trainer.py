@@ -171,9 +171,9 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
     job = prepare(config, console)
     t = config.train
     optimizer = build_optimizer(config.optimizer, job.distiller)
-    first, best = 0, -math.inf
+    first, best, scored = 0, -math.inf, 0
     if resume:
-        first, best = restore(out / STATE_FILE, job.distiller, optimizer)
+        first, best, scored = restore(out / STATE_FILE, job.distiller, optimizer)
         console.print(f"resume   after step {first}, best val mIoU {best:.2%}")
     else:
         if overwrite:
@@ -187,6 +187,7 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
             {
                 "step": step,
                 "best": best,
+                "scored": scored,
                 "distiller": job.distiller.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "rng": torch.get_rng_state(),
@@ -200,6 +201,9 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
     with StopRequest() as stop, RunLog(out, first, t.steps, t.batch, t.log_every, console) as log:
         try:
             job.distiller.train()
+            if resume and first != scored and first % t.eval_every == 0:  # stopped before it was validated
+                best, scored = validate(job, out, first, best, log, stop), first
+                save(first)
             for step, (image, target, pictures) in enumerate(loader, first):
                 lr = learning_rate(config.optimizer, step, t.steps)
                 for group in optimizer.param_groups:
@@ -219,7 +223,7 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
                 log.step(done, terms, lr)
                 stop.check()
                 if done % t.eval_every == 0 or done == t.steps:
-                    best = validate(job, out, done, best, log, stop)
+                    best, scored = validate(job, out, done, best, log, stop), done
                     save(done)
         except Stopped:
             save(done)
@@ -245,8 +249,8 @@ def validate(job: Job, out: Path, step: int, best: float, log: RunLog, stop: Sto
     return best
 
 
-def restore(path: Path, distiller: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Load a run's state in place and return how many steps are done and the best mIoU.
+def restore(path: Path, distiller: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float, int]:
+    """Load a run's state in place; return the steps done, the best mIoU, and the step last validated.
 
     Raises:
         CheckpointError: Missing, broken, or of another configuration.
@@ -258,7 +262,7 @@ def restore(path: Path, distiller: nn.Module, optimizer: torch.optim.Optimizer) 
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
-        return int(state["step"]), float(state["best"])
+        return int(state["step"]), float(state["best"]), int(state["scored"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(

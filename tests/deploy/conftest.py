@@ -5,35 +5,19 @@ With LFD_BLOCK_TORCH=1 every import of what an edge device does not have fails; 
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
 
+import blocker
 import cv2
 import pytest
-
 from doubles import picture
+
 from lfd.spec import Labels, ModelSpec, Preprocess
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-BLOCKED = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "rich", "tensorboard")
-
-
-class Blocker:
-    """A `sys.meta_path` finder that refuses what only training and export have."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name.split(".", 1)[0] in BLOCKED:
-            raise ModuleNotFoundError(f"{name} is blocked: the runtime must do without it", name=name)
-        return None
-
-
-if os.environ.get("LFD_BLOCK_TORCH"):
-    sys.meta_path.insert(0, Blocker())
+blocker.install()
 
 LABELS = Labels(("blue", "green", "red"), ((0, 0, 255), (0, 255, 0), (255, 0, 0)))
 

@@ -18,7 +18,7 @@ def picture(index: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
     third = size_hw[1] // 3
     for channel in range(3):
         image[:, channel * third : (channel + 1) * third, channel] = 200
-    image[size_hw[0] // 2 :] = 8 * index
+    image[size_hw[0] // 2 :] = 8 * (index % 30)
     return image
 
 

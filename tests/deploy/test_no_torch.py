@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.deploy.conftest import BLOCKED
+from blocker import BLOCKED
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,19 +17,20 @@ if os.environ.get("LFD_BLOCK_TORCH"):
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-import tests.deploy.conftest
+import blocker
+blocker.install()
 import deploy
 names = [m.name for m in pkgutil.walk_packages(deploy.__path__, "deploy.")]
 for name in names:
     importlib.import_module(name)
-bad = [name for name in sys.modules if name.split(".")[0] in tests.deploy.conftest.BLOCKED]
+bad = [name for name in sys.modules if name.split(".")[0] in blocker.BLOCKED]
 assert not bad, bad
 assert len(names) >= 10, names
 """
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"LFD_BLOCK_TORCH": "1"}
+    env = os.environ | {"LFD_BLOCK_TORCH": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'deploy'}"}
     return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
@@ -41,13 +41,13 @@ def test_every_module_imports() -> None:
 
 def test_the_block_blocks() -> None:
     for name in BLOCKED:
-        done = run("-c", f"import tests.deploy.conftest\nimport {name}")
+        done = run("-c", f"import blocker; blocker.install()\nimport {name}")
         assert done.returncode == 1 and "is blocked" in done.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, deploy.cli\n"
+        "import sys, blocker; blocker.install()\nimport deploy.cli\n"
         "try: deploy.cli.run_main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'cv2', 'numpy', 'onnxruntime'} & set(sys.modules), 'heavy'"

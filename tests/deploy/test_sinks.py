@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from doubles import picture, read_film
 
-import deploy.sinks
+import deploy.film
 from deploy.frames import Frame, FrameSink, VideoInfo
 from deploy.overlay import Overlay
 from deploy.sinks import SINKS, check_sinks, has_screen, kind_of, open_sink
@@ -91,7 +91,7 @@ def test_a_live_film_runs_at_the_cameras_pace(tmp_path: Path, spec: ModelSpec) -
 
 def test_a_full_disk_is_noticed_while_writing(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(deploy.sinks.shutil, "disk_usage", lambda path: usage(10, 10, 0))
+    monkeypatch.setattr(deploy.film.shutil, "disk_usage", lambda path: usage(10, 10, 0))
     sink = make(tmp_path / "out.avi", spec)
     with pytest.raises(SinkError, match=r"out\.avi: the disk is full \(0 MiB left after 25 frames\)"):
         for index in range(100):

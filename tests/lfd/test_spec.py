@@ -62,7 +62,7 @@ GOOD = json.loads(ModelSpec("m", LABELS, Preprocess((4, 4))).to_json())
     ],
 )
 def test_a_bad_record_is_named(change: dict[str, object], says: str) -> None:
-    with pytest.raises(ModelError, match="file.onnx") as caught:
+    with pytest.raises(ModelError, match=r"file\.onnx") as caught:
         ModelSpec.from_json(json.dumps(GOOD | change), "file.onnx")
     assert says in str(caught.value)
 

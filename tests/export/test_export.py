@@ -1,0 +1,217 @@
+"""ONNX export against PyTorch, the parity check, and lfd-export as typed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+
+from deploy.session import class_map, open_session
+from export.cli import main
+from export.graph import DeployGraph
+from export.to_onnx import OPSET, to_onnx
+from export.verify import Parity, compare, open_runnable
+from lfd.checkpoint import save_model
+from lfd.data import open_dataset
+from lfd.errors import ExportError, ModelError
+from lfd.models import create_model
+from lfd.normalize import Normalize, Predictor
+from lfd.spec import METADATA_KEY, Labels, ModelSpec, Preprocess
+
+MODELS = ["lraspp_mobilenet_v3_small", "deeplabv3_resnet18_os16"]
+
+
+@pytest.fixture(scope="module")
+def labels(folder: Path) -> Labels:
+    return open_dataset(f"folder:{folder}", "val").labels
+
+
+def network(name: str, labels: Labels) -> torch.nn.Module:
+    """A network with statistics from real passes, so that batch norm does something."""
+    torch.manual_seed(0)
+    model, _ = create_model(name, len(labels))
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.randn(4, 3, 48, 64) * 2 + 0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(
+    request: pytest.FixtureRequest, labels: Labels, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A run and its export."""
+    root = tmp_path_factory.mktemp("export")
+    model = network(request.param, labels)
+    spec = ModelSpec(request.param, labels, Preprocess((48, 64), (0.4, 0.45, 0.5), (0.2, 0.3, 0.25)))
+    save_model(root / "run/model.safetensors", model, spec)
+    to_onnx(model, spec, root / "model.onnx")
+    return root / "run", root / "model.onnx"
+
+
+@pytest.mark.parametrize("color", ["RGB", "BGR"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_graph_is_the_normalised_network(name: str, color: Any, labels: Labels) -> None:
+    model = network(name, labels)
+    preprocess = Preprocess((48, 64), (0.4, 0.45, 0.5), (0.2, 0.3, 0.25), color=color)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    frame = torch.randint(0, 256, (1, 48, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = DeployGraph(model, preprocess, "logits")(frame)
+        direct = model(Normalize(preprocess)(frame.permute(0, 3, 1, 2)))["out"]
+    full = torch.nn.functional.interpolate(direct, (48, 64), mode="bilinear", align_corners=False)
+    assert torch.allclose(logits, full, atol=1e-4 * float(full.abs().max()))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()), "the source is untouched"
+    classes = DeployGraph(model, preprocess, "class_map")(frame)
+    assert classes.dtype == torch.uint8 and classes.shape == (1, 48, 64)
+    assert torch.equal(classes.long(), logits.argmax(1))
+
+
+def test_the_file_carries_everything_and_no_paths(exported: tuple[Path, Path]) -> None:
+    proto = onnx.load(exported[1])
+    assert {e.domain: e.version for e in proto.opset_import} == {"": OPSET}
+    assert [p.key for p in proto.metadata_props] == [METADATA_KEY]
+    (frame,), (out,) = proto.graph.input, proto.graph.output
+    assert frame.type.tensor_type.elem_type == out.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_value for d in frame.type.tensor_type.shape.dim] == [1, 48, 64, 3]
+    assert [d.dim_value for d in out.type.tensor_type.shape.dim] == [1, 48, 64]
+    assert b"site-packages" not in exported[1].read_bytes() and b"/lfd/models" not in exported[1].read_bytes()
+    spec = open_session(exported[1]).spec
+    assert spec.provenance["params"] > 0 and spec.provenance["macs"] > 0  # type: ignore[operator]
+
+
+def test_class_maps_equal_the_torch_models(exported: tuple[Path, Path], folder: Path) -> None:
+    run, path = exported
+    data = open_dataset(f"folder:{folder}", "test")
+    torch_model, spec = __import__("lfd.checkpoint", fromlist=["load_model"]).load_model(run)
+    predict = Predictor(torch_model, spec.preprocess, torch.device("cpu"))
+    with open_session(path) as session:
+        for index in range(len(data)):
+            image = data[index].image
+            assert (class_map(session, image) == predict(image)).mean() > 0.999
+
+
+def test_logits_output_and_another_size(labels: Labels, tmp_path: Path) -> None:
+    model = network(MODELS[0], labels)
+    spec = ModelSpec(MODELS[0], labels, Preprocess((48, 64)))
+    exported = to_onnx(model, spec, tmp_path / "x.onnx", (32, 96), "logits")
+    assert exported.preprocess.size_hw == (32, 96)
+    with open_session(tmp_path / "x.onnx") as session:
+        image = np.random.default_rng(0).integers(0, 256, (32, 96, 3), np.uint8)
+        assert session.run(image[None]).shape == (1, 3, 32, 96)
+        assert class_map(session, image).shape == (32, 96)
+
+
+def test_parity_of_a_model_with_itself_and_with_another(
+    exported: tuple[Path, Path], folder: Path, labels: Labels
+) -> None:
+    run, path = exported
+    data = open_dataset(f"folder:{folder}", "test")
+    same = compare(open_runnable(run), open_runnable(path), data)
+    assert same and same.agreement > 0.999 and same.pictures == 4 and abs(same.miou_delta) < 0.01
+    source = open_runnable(path)
+    flipped = dataclasses.replace(source, predict=lambda frame: (source.predict(frame) + 1) % 3)
+    other = compare(open_runnable(run), flipped, data, limit=2)
+    assert not other and other.pictures == 2 and "DIFFERENT" in str(other)
+
+
+@pytest.mark.parametrize(("agreement", "passes"), [(0.999, True), (0.99899, False)])
+def test_parity_passes_at_its_bound(agreement: float, passes: bool) -> None:
+    assert bool(Parity(1, agreement, (agreement, "x"), (0.5, 0.5), 0.999)) == passes
+
+
+def test_sizes_and_classes_must_fit(exported: tuple[Path, Path], folder: Path) -> None:
+    data = open_dataset(f"folder:{folder}", "test")
+    with pytest.raises(ModelError, match="one size"):
+        compare(open_runnable(exported[0], (32, 32)), open_runnable(exported[1]), data)
+    with pytest.raises(ModelError, match="classes"):
+        compare(
+            open_runnable(exported[0]), open_runnable(exported[1]), open_dataset("street:?size=48x64&frames=1", "val")
+        )
+
+
+class TwoStems(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.a(x) + self.b(x)}
+
+
+def test_a_network_without_one_first_convolution_is_refused() -> None:
+    with pytest.raises(ExportError, match="2 convolutions"):
+        DeployGraph(TwoStems(), Preprocess((8, 8)), "class_map")
+
+
+def invoke(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_commands_on_a_good_run(exported: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+    run, _ = exported
+    out = tmp_path / "m.onnx"
+    code, text, errors = invoke("onnx", run, "-o", out, "--data", f"folder:{folder}", "--pictures", 2)
+    assert code == 0 and "parity   same" in text, errors
+    code, text, _ = invoke("verify", run, out, "--data", f"folder:{folder}")
+    assert code == 0 and text.startswith("same") and "4 pictures" in text
+    code, _, errors = invoke("onnx", run, "-o", out, "--data", f"folder:{folder}")
+    assert code == 2 and "--overwrite" in errors
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_graph_that_is_not_the_model_is_not_written(
+    exported: tuple[Path, Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import export.graph
+
+    original = export.graph.DeployGraph.forward
+    monkeypatch.setattr(export.graph.DeployGraph, "forward", lambda self, frame: (original(self, frame) + 1) % 2)
+    code, _, errors = invoke("onnx", exported[0], "-o", tmp_path / "m.onnx", "--data", f"folder:{folder}")
+    assert code == 1 and "was not written" in errors and errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("onnx", "{tmp}/none", "-o", "{tmp}/x.onnx"), 1, "no such run or file"),
+        (("onnx", "{run}", "-o", "{tmp}/x.pb"), 2, ".onnx"),
+        (("onnx", "{run}", "-o", "{tmp}/x.onnx"), 2, "give --data"),
+        (("onnx", "{run}", "-o", "{tmp}/x.onnx", "--data", "street:"), 4, "classes"),
+        (("onnx", "{run}", "-o", "{tmp}/x.onnx", "--data", "{data}", "--size", "4"), 2, "size '4'"),
+        (("onnx", "{run}", "-o", "{tmp}/x.onnx", "--data", "{data}", "--pictures", "0"), 2, "--pictures 0"),
+        (("verify", "{run}", "{tmp}/none.onnx", "--data", "{data}"), 4, "no such file"),
+        (("verify", "{run}", "{cut}", "--data", "{data}"), 4, "cannot load"),
+        (("verify", "{run}", "{bare}", "--data", "{data}"), 4, "no ModelSpec"),
+        (("verify", "{run}", "{run}", "--data", "{data}", "--min-agreement", "2"), 2, "expected 0 to 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    exported: tuple[Path, Path],
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    side = tmp_path_factory.mktemp("side")
+    cut, bare = side / "cut.onnx", side / "bare.onnx"
+    cut.write_bytes(exported[1].read_bytes()[:5000])
+    proto = onnx.load(exported[1])
+    del proto.metadata_props[:]
+    onnx.save(proto, bare)
+    names = {"run": exported[0], "tmp": tmp_path, "data": f"folder:{folder}", "cut": cut, "bare": bare}
+    exit_code, _, errors = invoke(*(a.format(**names) for a in arguments))
+    assert (exit_code, errors.count("\n")) == (code, 1) and says in errors, errors
+    assert not list(tmp_path.iterdir())

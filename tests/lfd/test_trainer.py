@@ -1,0 +1,173 @@
+"""The loop, end to end on a toy data set: what a run leaves, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from lfd.checkpoint import CONTENTS, load_model
+from lfd.config import Config, from_mapping
+from lfd.errors import DataError, TrainingError
+from lfd.models import create_model
+from lfd.trainer import train
+from lfd.weights import load_state, read_tensors
+from tests.conftest import make_folder
+
+QUIET = Console(quiet=True)
+
+
+def config(folder: Path, steps: int = 6, **sections: Any) -> Config:
+    record = {
+        "train": {
+            "model": "lraspp_mobilenet_v3_small",
+            "weights": "none",
+            "steps": steps,
+            "batch": 4,
+            "eval_every": 3,
+            "log_every": 1,
+            "device": "cpu",
+        },
+        "data": {"source": f"folder:{folder}"},
+        "optimizer": {"name": "adamw", "lr": 2e-3},
+        "distill": {},
+    }
+    for name, values in sections.items():
+        record[name] = record[name] | values
+    return from_mapping(record)
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that has learnt the toy data."""
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    best = train(config(folder, 60, train={"eval_every": 30}), out, False, False, QUIET)
+    assert best > 0.6
+    return out
+
+
+def distilling(folder: Path, teacher: Path, **train_values: Any) -> Config:
+    return config(folder, train=train_values, distill={"teacher": str(teacher), "method": "lfd"})
+
+
+def test_a_run_leaves_what_it_promises(folder: Path, teacher: Path) -> None:
+    assert {p.name for p in teacher.iterdir()} == set(CONTENTS)
+    model, spec = load_model(teacher)
+    fresh, _ = create_model(spec.model, 3)
+    assert set(read_tensors(teacher / "model.safetensors")) == set(fresh.state_dict())
+    assert spec.preprocess.size_hw == (48, 64) and spec.labels.names == ("ground", "sky", "thing")
+    assert spec.provenance["data"] == "folder" and str(folder) not in spec.to_json()
+    assert 0.6 < float(spec.provenance["miou"]) <= 1  # type: ignore[arg-type]
+    lines = [json.loads(line) for line in (teacher / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss_task" in line] == list(range(1, 61))
+    assert [line["step"] for line in lines if "val_miou" in line] == [30, 60]
+    assert not model.training
+
+
+@pytest.mark.parametrize("method", ["kd", "lfd"])
+def test_distilling_learns_and_logs_every_term(folder: Path, teacher: Path, tmp_path: Path, method: str) -> None:
+    run = config(folder, 30, train={"eval_every": 30}, distill={"teacher": str(teacher), "method": method})
+    best = train(run, tmp_path / "run", False, False, QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    terms = {"kd": {"loss_task", "loss_kd"}, "lfd": {f"loss_{n}" for n in ("task", "kd", "fea", "aux", "kl")}}[method]
+    assert terms <= set(lines[-3])
+    assert lines[20]["loss_kd"] < lines[0]["loss_kd"] and best > 0.3
+    _, spec = load_model(tmp_path / "run")
+    assert spec.provenance["method"] == method and spec.provenance["teacher"] == "lraspp_mobilenet_v3_small"
+
+
+def test_resuming_equals_the_uninterrupted_run_bit_for_bit(folder: Path, teacher: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(distilling(folder, teacher), whole, False, False, QUIET)
+    stop_after(3, lambda: train(distilling(folder, teacher), parts, False, False, QUIET))
+    assert load_state(parts / "resume.pt")["step"] == 3
+    train(distilling(folder, teacher), parts, True, False, QUIET)
+    a, b = load_state(whole / "resume.pt"), load_state(parts / "resume.pt")
+    assert a["step"] == b["step"] == 6 and a["best"] == b["best"]
+    assert all(torch.equal(a["distiller"][k], b["distiller"][k]) for k in a["distiller"])
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    steps = [
+        json.loads(line)["step"] for line in (parts / "metrics.jsonl").read_text().splitlines() if "loss_task" in line
+    ]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def stop_after(steps: int, run: Any) -> None:
+    """Send this process Ctrl-C when a step has been logged, as a user would."""
+    from lfd.runlog import RunLog
+
+    original = RunLog.step
+
+    def step(self: RunLog, number: int, *args: Any) -> None:
+        original(self, number, *args)
+        if number == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "step", step)
+        with pytest.raises(KeyboardInterrupt, match=f"stopped after step {steps}"):
+            run()
+
+
+def test_a_teacher_like_chance_stops_the_run_before_it_starts(folder: Path, tmp_path: Path) -> None:
+    from lfd.checkpoint import save_model
+    from lfd.data import open_dataset
+    from lfd.spec import ModelSpec, Preprocess
+
+    torch.manual_seed(0)
+    model, _ = create_model("lraspp_mobilenet_v3_small", 3)
+    labels = open_dataset(f"folder:{folder}", "val").labels
+    save_model(tmp_path / "t.safetensors", model, ModelSpec("lraspp_mobilenet_v3_small", labels, Preprocess((48, 64))))
+    with pytest.raises(TrainingError, match="nothing can be learnt"):
+        train(distilling(folder, tmp_path / "t.safetensors"), tmp_path / "run", False, False, QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_names_its_term_and_pictures(folder: Path, tmp_path: Path) -> None:
+    wild = config(folder, 20, optimizer={"name": "sgd", "lr": 100.0, "momentum": 0.99})
+    with pytest.raises(TrainingError, match=r"step \d+: task is not finite, on the pictures 0\d\d, "):
+        for _ in range(5):
+            train(wild, tmp_path / "run", False, True, QUIET)
+
+
+def test_too_few_pictures_for_a_batch(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "tiny", {"train": 3, "val": 2})
+    with pytest.raises(DataError, match="3 training pictures; a batch has 4"):
+        train(config(root), tmp_path / "run", False, False, QUIET)
+
+
+@pytest.mark.slow
+def test_sigterm_and_ctrl_c_save_and_end_with_130(folder: Path, tmp_path: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        out = tmp_path / number.name
+        command = [
+            sys.executable,
+            "-m",
+            "lfd.cli",
+            "teacher",
+            "--model",
+            "lraspp_mobilenet_v3_small",
+            "--weights",
+            "none",
+        ]
+        command += ["--data", f"folder:{folder}", "--out", str(out), "--steps", "100000", "--batch", "4"]
+        command += ["--set", "data.workers=0", "--set", "train.log_every=1", "--device", "cpu"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not ((out / "metrics.jsonl").is_file() and (out / "metrics.jsonl").stat().st_size):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and "Traceback" not in errors and "--resume" in errors
+        assert load_state(out / "resume.pt")["step"] >= 1
+        assert not list(out.glob(".*partial*"))
