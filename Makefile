@@ -27,4 +27,4 @@ lint: setup
 	$(BIN)/lint-imports --no-logo
 
 demo: setup
-	$(BIN)/python -m benchmarks.demo --data '$(DATA)' $(if $(VIDEO),--video '$(VIDEO)') --out '$(OUT)' --overwrite
+	$(BIN)/python -m benchmarks.demo --data '$(DATA)' $(if $(VIDEO),--video '$(VIDEO)') --out '$(OUT)'

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import resource
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,37 +16,17 @@ import click
 import cv2
 import numpy as np
 
+from benchmarks.commands import Commands
 from deploy.session import class_map, open_session
 from lfd.console import guarded
 from lfd.data import open_dataset
-from lfd.errors import LfdError
-from lfd.files import check_free, replacing, write_json, write_text
+from lfd.errors import UsageError
+from lfd.files import replacing, write_json, write_text
 from lfd.picture import colorize, table
 from lfd.preprocess import fit_frame, restore_map
 
+MARKER = ".lfd-demo"
 FILM = "street:?seed=7&frames=250"
-
-
-class Demo:
-    """Runs commands, shows them, and keeps their times."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.commands: list[str] = []
-
-    def run(self, name: str, *command: str, capture: bool = False) -> str:
-        """Run a command of the toolkit; its output goes to the terminal, or is returned."""
-        self.commands.append(shlex.join(command))
-        click.secho(f"\n$ {self.commands[-1]}", bold=True)
-        began = time.monotonic()
-        program = str(Path(sys.executable).with_name(command[0]))
-        done = subprocess.run(
-            [program, *command[1:]], check=False, text=True, stdout=subprocess.PIPE if capture else None
-        )
-        self.seconds[name] = time.monotonic() - began
-        if done.returncode:
-            raise LfdError(f"the step {name!r} ended with exit code {done.returncode}; its message is above")
-        return done.stdout or ""
 
 
 def draw(data: str, models: list[Path], path: Path, count: int = 6) -> None:
@@ -77,86 +54,39 @@ def draw(data: str, models: list[Path], path: Path, count: int = 6) -> None:
 @click.option("--teacher", default="deeplabv3_resnet18_os8", show_default=True)
 @click.option("--student", default="lraspp_mobilenet_v3_large", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace an earlier demo in --out.")
 @guarded
-def main(data: str, video: str | None, teacher: str, student: str, out: Path, overwrite: bool) -> None:
-    """Train a teacher, distil a student, export, run and measure both."""
-    check_free(out, overwrite)
+def main(data: str, video: str | None, teacher: str, student: str, out: Path) -> None:
+    """Train a teacher, distil a student, export, run and measure both. An earlier demo in --out is replaced."""
+    if out.exists() and not (out / MARKER).is_file():
+        raise UsageError(f"{out} exists and is not an earlier demo; choose another folder with --out")
+    if video is None and not data.startswith("street:"):
+        raise UsageError(f"no film for data {data!r}; give --video FILE (make demo VIDEO=FILE)")
     open_dataset(data, "test")
-    if out.is_dir():
+    if out.exists():
         shutil.rmtree(out)
-    began, demo = time.monotonic(), Demo()
+    write_text(out / MARKER, "Made by make demo; the next one replaces this folder.\n")
+    began, demo = time.monotonic(), Commands()
     runs = {name: out / name for name in ("teacher", "student", "baseline")}
     exports = {name: out / f"{name}.onnx" for name in ("teacher", "student")}
-    common = ["--data", data]
-    demo.run(
-        "train the teacher",
-        "lfd-train",
-        "teacher",
-        "--model",
-        teacher,
-        *common,
-        "--recipe",
-        "demo_teacher",
-        "--out",
-        str(runs["teacher"]),
-    )
-    of_student = [*common, "--recipe", "demo_student"]
-    demo.run(
-        "distil the student",
-        "lfd-train",
-        "distill",
-        "--teacher",
-        str(runs["teacher"]),
-        "--student",
-        student,
-        *of_student,
-        "--method",
-        "lfd",
-        "--out",
-        str(runs["student"]),
-    )
-    demo.run(
-        "train it without a teacher",
-        "lfd-train",
-        "teacher",
-        "--model",
-        student,
-        *of_student,
-        "--out",
-        str(runs["baseline"]),
-    )
+    supervised, on = ["lfd-train", "teacher", "--model"], ["--data", data]
+    pupil = [*on, "--recipe", "demo_student", "--out"]
+    demo.run("train the teacher", *supervised, teacher, *on, "--recipe", "demo_teacher", "--out", runs["teacher"])
+    learn = ["lfd-train", "distill", "--method", "lfd", "--teacher", runs["teacher"], "--student", student]
+    demo.run("distil the student", *learn, *pupil, runs["student"])
+    demo.run("train it without a teacher", *supervised, student, *pupil, runs["baseline"])
     for name, path in exports.items():
-        demo.run(f"export the {name}", "lfd-export", "onnx", str(runs[name]), "-o", str(path))
-    demo.run(
-        "verify the student", "lfd-export", "verify", str(runs["student"]), str(exports["student"]), "--data", data
-    )
-    baseline = json.loads(
-        demo.run(
-            "score the baseline", "lfd-train", "eval", str(runs["baseline"]), "--data", data, "--json", capture=True
-        )
-    )
-    film = out / "student.webm"
-    demo.run("run the student", "lfd-run", str(exports["student"]), video or FILM, str(film))
-    demo.run(
-        "benchmark",
-        "lfd-bench",
-        str(exports["student"]),
-        "--teacher",
-        str(exports["teacher"]),
-        "--data",
-        data,
-        "--out",
-        str(out / "bench"),
-        "--seconds",
-        "6",
-    )
+        demo.run(f"export the {name}", "lfd-export", "onnx", runs[name], "-o", path)
+    demo.run("verify the student", "lfd-export", "verify", runs["student"], exports["student"], *on)
+    scores = demo.run("score the baseline", "lfd-train", "eval", runs["baseline"], *on, "--json", capture=True)
+    demo.run("run the student", "lfd-run", exports["student"], video or FILM, out / "student.webm")
+    rivals = ["lfd-bench", exports["student"], "--teacher", exports["teacher"], *on]
+    demo.run("benchmark", *rivals, "--seconds", 6, "--out", out / "bench")
     draw(data, list(exports.values()), out / "side-by-side.png")
     bench = json.loads((out / "bench" / "bench.json").read_text(encoding="utf-8"))
-    report(demo, bench, baseline["miou"], out, time.monotonic() - began)
+    report(demo, bench, json.loads(scores)["miou"], out, time.monotonic() - began)
 
 
-def report(demo: Demo, bench: dict[str, Any], baseline: float, out: Path, seconds: float) -> None:
+def report(demo: Commands, bench: dict[str, Any], baseline: float, out: Path, seconds: float) -> None:
     """Print the table and the paths, and write them down."""
     student, teacher = bench["students"][0], bench["teacher"]
     result, versus = student["result"], student["versus"]
@@ -182,7 +112,7 @@ def report(demo: Demo, bench: dict[str, Any], baseline: float, out: Path, second
         ),
     ]
     write_text(out / "summary.txt", "\n".join(lines) + "\n")
-    write_json(out / "commands.json", demo.commands)
+    write_json(out / "commands.json", demo.typed)
     click.echo("\n" + "\n".join(lines))
     click.echo(
         f"\nfilm     {out / 'student.webm'}\npicture  {out / 'side-by-side.png'}\nreport   {out / 'bench' / 'bench.md'}"

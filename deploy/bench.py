@@ -19,8 +19,9 @@ import numpy as np
 
 from deploy.artifact import check_model_file, sha256
 from deploy.environment import Environment, FramesUsed, Settings
+from deploy.pictures import Pictures, hash_pixels, spread, timing_frames
 from deploy.probe import Probe
-from deploy.report import (
+from deploy.record import (
     Accuracy,
     BenchmarkResult,
     Failure,
@@ -30,7 +31,7 @@ from deploy.report import (
     Versus,
 )
 from deploy.timing import Ratio, Samples, SingleStream, WarmUp, samples_to_take
-from lfd.data.base import Dataset, Sample
+from lfd.data.base import Sample
 from lfd.errors import LfdError, ModelError
 from lfd.evaluate import check_labels, evaluate
 from lfd.metrics import ConfusionMatrix
@@ -39,26 +40,6 @@ from lfd.spec import Labels, ModelSpec
 
 ROUNDS = 6
 """Turns that the models take; each gives one ratio of student to teacher."""
-
-MAX_FRAMES = 32
-MAX_FRAME_BYTES = 64 << 20
-"""Frames that every process keeps for the clock: enough to vary, few enough to leave the memory to the model."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Where frames and labels come from.
-
-    Attributes:
-        dataset: Real frames, and labels to score on.
-        name: For the report, without a path.
-        must_score: Whether classes other than the models' are an error; else the data set then
-            only gives frames.
-    """
-
-    dataset: Dataset
-    name: str
-    must_score: bool = True
 
 
 def run_benchmark(
@@ -262,33 +243,6 @@ def display_names(paths: Sequence[Path]) -> list[str]:
     full = [f"{path.resolve().parent.name}/{path.name}" for path in paths]
     names = [f if names.count(n) > 1 and full.count(f) == 1 else n for n, f in zip(names, full, strict=True)]
     return [f"{n} ({names[: i + 1].count(n)})" if names.count(n) > 1 else n for i, n in enumerate(names)]
-
-
-def spread(length: int, wanted: int | None) -> list[int]:
-    """Return `wanted` indices, or all, spread evenly over a set of `length`."""
-    count = length if wanted is None else min(length, wanted)
-    return [index * length // count for index in range(count)]
-
-
-def timing_frames(dataset: Dataset) -> tuple[list[Image], str]:
-    """Return frames for the clock, decoded, and their SHA-256; at least one, bounded in number and bytes."""
-    frames: list[Image] = []
-    digest = hashlib.sha256()
-    room = MAX_FRAME_BYTES
-    for index in spread(len(dataset), MAX_FRAMES):
-        image = dataset[index].image
-        room -= image.nbytes
-        if frames and room < 0:
-            break
-        frames.append(image)
-        hash_pixels(digest, image)
-    return frames, digest.hexdigest()
-
-
-def hash_pixels(digest: Any, pixels: Image) -> None:
-    """Add a picture's shape and bytes to a hash of hashlib."""
-    digest.update(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels).data)
 
 
 def _can_score(pictures: Pictures, model: Labels, notes: list[str]) -> bool:

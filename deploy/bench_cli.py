@@ -78,6 +78,8 @@ def main(
     require("cv2", "deploy")
     from deploy import bench, report  # noqa: PLC0415 - they import OpenCV
     from deploy.environment import Settings  # noqa: PLC0415
+    from deploy.pictures import Pictures  # noqa: PLC0415
+    from deploy.record import to_json  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
 
     if out is not None:
@@ -91,7 +93,7 @@ def main(
         result = bench.run_benchmark(
             students,
             teacher,
-            bench.Pictures(dataset, name, must_score=data is not None),
+            Pictures(dataset, name, must_score=data is not None),
             Settings(seconds, threads, max_images),
             progress.say,
         )
@@ -99,7 +101,7 @@ def main(
         progress.clear()
     if out is not None:
         report.write_report(result, out)
-    click.echo(report.to_json(result) if as_json else report.text_table(result), nl=as_json)
+    click.echo(to_json(result) if as_json else report.text_table(result), nl=as_json)
     for failure in result.failures:
         click.echo(f"error: {failure.name}: {failure.message}", err=True)
     if result.failures:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from deploy.frames import Frame
+from lfd.picture import palette
 from lfd.preprocess import Image
 from lfd.spec import Labels
 
@@ -24,13 +25,6 @@ BIG_ENOUGH = 360
 """A picture of this many pixels is not enlarged for the sake of a long legend."""
 
 
-def palette(labels: Labels) -> Image:
-    """Return (256, 1, 3) BGR colours by label value; black where there is no class."""
-    table: Image = np.zeros((256, 1, 3), np.uint8)
-    table[: len(labels), 0] = np.array(labels.colors, np.uint8)[:, ::-1]
-    return table
-
-
 def blend(image: Image, class_map: Image, colors: Image, alpha: float) -> Image:
     """Return the picture tinted by class.
 
@@ -40,7 +34,7 @@ def blend(image: Image, class_map: Image, colors: Image, alpha: float) -> Image:
     Args:
         image: (H, W, 3) BGR uint8.
         class_map: (H, W) uint8 label values.
-        colors: What `palette` returns.
+        colors: What `lfd.picture.palette` returns.
         alpha: Share of the colour, in [0, 1].
     """
     tint = cv2.applyColorMap(class_map, colors)

@@ -6,8 +6,6 @@ A source is one class here and one line in SOURCES; `open_source` finds the kind
 from __future__ import annotations
 
 import glob
-import math
-import os
 import re
 import threading
 import time
@@ -15,73 +13,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
-import numpy as np
 
+from deploy.capture import CAMERA_TIMEOUT_S, Capture, silence_opencv
 from deploy.frames import Frame, FrameSource, VideoInfo
 from lfd.data.base import read_picture
 from lfd.errors import DataError, SourceError, UsageError
 from lfd.preprocess import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-CAMERA_TIMEOUT_S = 5
 STREET_FRAMES = 250
 
 _DEVICE = re.compile(r"(?:v4l2://)?/dev/video(\d+)|(\d+)")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _FORMS = "0 or /dev/video0 (camera), FILE (film), DIR or 'GLOB' (pictures), street: (built-in scene)"
-
-
-def _silence_opencv() -> None:
-    """Keep OpenCV and FFmpeg from writing to stderr: the errors raised here say it in one line."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    # V4L2 knows no READ_TIMEOUT property; by itself it waits 10 s for a camera that has gone silent.
-    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(CAMERA_TIMEOUT_S))
-    if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-class _Capture:
-    """A `cv2.VideoCapture` that another thread may close while a read is under way.
-
-    Releasing it during a read crashes the process, so that the reader releases it in that case.
-    """
-
-    def __init__(self, target: str | int, api: int, params: list[int]) -> None:
-        _silence_opencv()
-        self._cap = cv2.VideoCapture(target, api, params)
-        self._lock = threading.Lock()
-        self._closed = False
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def is_opened(self) -> bool:
-        return bool(self._cap.isOpened())
-
-    def get(self, prop: int) -> float:
-        """Return a property, 0 when it is not known."""
-        value = float(self._cap.get(prop))
-        return value if math.isfinite(value) and value > 0 else 0.0
-
-    def read(self) -> Image | None:
-        """Return the next picture, or None at the end, after a failure or after `close`."""
-        with self._lock:
-            try:
-                ok, image = self._cap.read() if not self._closed else (False, None)
-            except cv2.error:
-                ok, image = False, None
-            if self._closed:
-                self._cap.release()
-        return np.asarray(image, dtype=np.uint8) if ok and image is not None else None
-
-    def close(self) -> None:
-        self._closed = True
-        if self._lock.acquire(timeout=0.2):
-            try:
-                self._cap.release()
-            finally:
-                self._lock.release()
 
 
 class FilmSource:
@@ -98,7 +42,7 @@ class FilmSource:
         self._path = path = Path(text).expanduser()
         if not path.is_file():
             raise SourceError(f"{text}: no such file; expected {_FORMS}")
-        self._capture = _Capture(str(path), cv2.CAP_FFMPEG, [])
+        self._capture = Capture(str(path), cv2.CAP_FFMPEG, [])
         first = self._capture.read() if self._capture.is_opened() else None
         if first is None:
             self._capture.close()
@@ -164,7 +108,7 @@ class CameraSource:
                 f"{self._name}: no such camera; this machine has {', '.join(there) or 'none'}. "
                 "Fix: plug it in, or try the built-in scene: street:?fps=25"
             )
-        self._capture = _Capture(self._name, cv2.CAP_V4L2, [])
+        self._capture = Capture(self._name, cv2.CAP_V4L2, [])
         first = self._capture.read() if self._capture.is_opened() else None
         if first is None:
             self._capture.close()
@@ -326,5 +270,5 @@ def open_source(text: str) -> FrameSource:
         UsageError: There is no such kind of source, or its options are wrong.
         SourceError: It is absent or not readable.
     """
-    _silence_opencv()
+    silence_opencv()
     return SOURCES[kind_of(text)](text)

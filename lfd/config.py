@@ -29,6 +29,7 @@ class DataConfig:
     Attributes:
         source: `NAME:PATH`; its train split is learnt, its val split scored.
         size: `HxW` that the network takes; "" takes the size of the first picture.
+        crop: `HxW` of the training crops out of pictures scaled to `size`; "" takes `size`.
         resize: `stretch` or `letterbox`.
         scale: Range of the random scale, log-uniform.
         flip: Mirror half of the pictures.
@@ -39,6 +40,7 @@ class DataConfig:
 
     source: str = ""
     size: str = ""
+    crop: str = ""
     resize: str = "stretch"
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lfd.config import DataConfig
+from lfd.console import parse_size
 from lfd.data import Dataset, Sample
 from lfd.losses.common import IGNORE
 from lfd.spec import Labels, Preprocess
@@ -60,6 +61,7 @@ class TrainStream(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
         self.dataset = dataset
         self.config = config
         self.preprocess = preprocess
+        self.crop_hw = parse_size(config.crop) if config.crop else preprocess.size_hw
         self.seed = seed
         self._epoch = -1
         self._order: np.ndarray[tuple[int], np.dtype[np.int64]] = np.empty(0, np.int64)
@@ -81,7 +83,9 @@ class TrainStream(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
         c = self.config
         rng = np.random.default_rng((self.seed, 1, number))
         void = self.dataset.labels.ignore_index
-        image, mask = augment(sample.image, sample.mask, self.preprocess, c.scale, c.flip, c.jitter, rng, void)
+        image, mask = augment(
+            sample.image, sample.mask, self.preprocess, self.crop_hw, c.scale, c.flip, c.jitter, rng, void
+        )
         target = torch.from_numpy(mask).long()
         if void != IGNORE:
             target[target == void] = IGNORE

@@ -35,11 +35,12 @@ def random_crop(
     image: Image,
     mask: Image,
     preprocess: Preprocess,
+    crop_hw: tuple[int, int],
     scale: tuple[float, float],
     rng: np.random.Generator,
     fill: int,
 ) -> tuple[Image, Image]:
-    """Return a crop of the model's size out of the randomly scaled picture, and its labels.
+    """Return a crop out of the randomly scaled picture, and its labels.
 
     A scale of 1 is the size at which the runtime shows the picture to the model. Where the picture
     ends the crop has the mean colour and void labels.
@@ -48,11 +49,12 @@ def random_crop(
         image: (H, W, 3) BGR uint8.
         mask: (H, W) uint8.
         preprocess: Size, fit and mean of the model.
+        crop_hw: Size of the crop.
         scale: Range, drawn log-uniformly.
         rng: Source of randomness.
         fill: Label value of what lies outside.
     """
-    height, width = preprocess.size_hw
+    height, width = crop_hw
     _, _, h, w = content_box((image.shape[0], image.shape[1]), preprocess)
     factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
     src_y, dst_y = _window(image.shape[0], h * factor, height, rng)
@@ -90,6 +92,7 @@ def augment(
     image: Image,
     mask: Image,
     preprocess: Preprocess,
+    crop_hw: tuple[int, int],
     scale: tuple[float, float],
     flip: bool,
     jitter: float,
@@ -97,7 +100,7 @@ def augment(
     fill: int,
 ) -> tuple[Image, Image]:
     """Return a training crop, (h, w, 3) BGR uint8 and (h, w) uint8, both contiguous."""
-    image, mask = random_crop(image, mask, preprocess, scale, rng, fill)
+    image, mask = random_crop(image, mask, preprocess, crop_hw, scale, rng, fill)
     if flip and rng.random() < 0.5:
         image, mask = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(mask[:, ::-1])
     return jitter_colors(image, jitter, rng), mask

@@ -18,10 +18,11 @@ from lfd.console import parse_size
 from lfd.data import camvid
 from lfd.data import street_textures as textures
 from lfd.data.base import Dataset, Sample
+from lfd.data.street_chance import rng
 from lfd.data.street_ground import paint_ground
 from lfd.data.street_scene import paint_sky, paint_skyline
 from lfd.data.street_view import View
-from lfd.data.street_world import FPS, World, rng
+from lfd.data.street_world import FPS, World
 from lfd.errors import UsageError, unknown
 from lfd.preprocess import Image
 

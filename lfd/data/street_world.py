@@ -1,8 +1,7 @@
-"""What stands where in a drive, and who moves how: everything follows from the seed and the time.
+"""The world of a drive: its weather and camera, and what stands where; all of it follows from the seed.
 
 The street is made of blocks of BLOCK_M. A block's content depends on the drive's seed and the
-block's number alone, and where a car is depends on the seed and the time alone, so any frame can be
-made without the frames before it.
+block's number alone, so any frame can be made without the frames before it.
 """
 
 from __future__ import annotations
@@ -14,48 +13,17 @@ from dataclasses import dataclass
 
 from lfd.data import street_textures as textures
 from lfd.data.street_cars import BODIES, Car
+from lfd.data.street_chance import PAINTS, person, rng
 from lfd.data.street_ground import BLOCK_M, GROUNDS, ground
-from lfd.data.street_people import Cyclist, Person
-from lfd.data.street_scene import Building, Fence, Post, Thing, Tree
+from lfd.data.street_posts import Post
+from lfd.data.street_scene import Building, Fence, Thing, Tree
+from lfd.data.street_traffic import Traffic
 from lfd.data.street_view import BUILDING, FAR, TREE, Air, Camera, Color
 
 FPS = 25
 """Frames a second of a drive's own time."""
 
-PAINTS: tuple[Color, ...] = (
-    (40, 38, 38),
-    (62, 58, 56),
-    (105, 105, 105),  # as grey as the road
-    (165, 168, 168),
-    (205, 208, 210),
-    (30, 30, 130),
-    (110, 60, 30),
-    (60, 75, 40),
-    (130, 120, 100),
-    (50, 90, 150),
-    (45, 30, 70),
-)
-CLOTHES: tuple[Color, ...] = (
-    (35, 33, 33),
-    (60, 45, 38),
-    (90, 85, 80),
-    (45, 60, 80),
-    (70, 95, 125),
-    (40, 40, 140),
-    (150, 150, 150),
-    (120, 70, 40),
-    (60, 90, 60),
-    (90, 160, 190),
-    (95, 55, 100),
-)
-TROUSERS = CLOTHES[:5] + CLOTHES[:3] + CLOTHES[6:8]
-SKINS: tuple[Color, ...] = ((140, 165, 205), (105, 135, 180), (60, 85, 120), (45, 60, 85))
 ROOFS: tuple[Color, ...] = ((78, 72, 70), (52, 66, 100), (60, 60, 66), (95, 95, 98))
-
-
-def rng(*key: int | str) -> random.Random:
-    """Return the generator of a key; a text seeds it by SHA-512, the same in every process."""
-    return random.Random("/".join(map(str, key)))  # noqa: S311 - scenery, not secrets
 
 
 @dataclass(frozen=True)
@@ -105,15 +73,7 @@ class World:
             for _ in range(28)
         )
         self._blocks: dict[int, tuple[Thing, ...]] = {}
-        # Streams of traffic: name, speed m/s, mean spacing m, share of places taken.
-        gap = 60 - 35 * self.busy
-        self.streams = (
-            ("oncoming", -r.uniform(8, 12), gap, 0.75),
-            ("bike", r.uniform(4.0, 6.0), 65.0, 0.6),
-            ("bike_oncoming", -r.uniform(4.0, 6.0), 80.0, 0.5),
-            ("walk_left", r.choice((-1, 1)) * r.uniform(1.1, 1.6), 9.0, 0.25 + 0.5 * self.busy),
-            ("walk_right", r.choice((-1, 1)) * r.uniform(1.1, 1.6), 9.0, 0.25 + 0.5 * self.busy),
-        )
+        self._traffic = Traffic(seed, self.hand, self.ground, self.busy, r)
 
     def camera(self, index: int, size_hw: tuple[int, int]) -> Camera:
         """Return where the camera is in frame `index`, with its sway."""
@@ -138,11 +98,9 @@ class World:
                     self._blocks.pop(next(iter(self._blocks)))
                 self._blocks[block] = tuple(self._block(block))
             found += [x for x in self._blocks[block] if camera.s + 0.5 < x.far < camera.s + FAR + 20]
-        found += self._traffic(index / FPS, camera.s)
+        found += self._traffic.things(index / FPS, camera.s)
         found.sort(key=lambda thing: -thing.far)
         return found
-
-    # What stands.
 
     def _block(self, block: int) -> Iterator[Thing]:
         start = block * BLOCK_M
@@ -249,7 +207,7 @@ class World:
                 s += every * r.uniform(0.7, 1.3)
         for _ in range(r.choice((0, 1, 2, 3))):  # people who stand
             lat = side * r.uniform(kerb + 0.4, self.ground.half + self.ground.pavement - 0.2)
-            yield _person(r, r.uniform(start, end), lat, (0.0, 0.0), r.uniform(0, 6))
+            yield person(r, r.uniform(start, end), lat, (0.0, 0.0), r.uniform(0, 6))
 
     def _parked(self, r: random.Random, start: float, end: float, side: int) -> Iterator[Thing]:
         s, share = start + r.uniform(0, 6), r.uniform(0.0, 0.65)
@@ -260,70 +218,3 @@ class World:
                 facing = side * self.hand if r.random() < 0.85 else -side * self.hand
                 yield Car(s, lat + r.uniform(-0.12, 0.12), facing, body, r.choice(PAINTS))
             s += BODIES[body].size[0] + r.uniform(0.7, 1.8)
-
-    # What moves.
-
-    def _traffic(self, t: float, here: float) -> Iterator[Thing]:
-        g = self.ground
-        lane = g.half - (2.0 if g.parking else 0.0)
-        for name, speed, spacing, share in self.streams:
-            first = math.floor((here - speed * t) / spacing) - 1
-            for k in range(first, first + int(FAR / spacing) + 3):
-                r = rng(self.seed, name, k)
-                if r.random() > share:
-                    continue
-                s = (k + r.uniform(0.0, 0.6)) * spacing + speed * t
-                if not here + 0.5 < s < here + FAR:
-                    continue
-                phase = r.uniform(0, 6.283)
-                if name == "oncoming":
-                    body = r.choice((0, 0, 1, 1, 2, 3, 4, 5))
-                    yield Car(s, -self.hand * lane * 0.5, -1, body, r.choice(PAINTS))
-                elif name.startswith("bike"):
-                    facing = 1 if speed > 0 else -1
-                    lat = facing * self.hand * (lane - 0.45 + 0.1 * math.sin(1.3 * t + phase))
-                    looks = (r.choice(CLOTHES), r.choice(TROUSERS), r.choice(SKINS), r.choice(PAINTS))
-                    yield Cyclist(s, lat, facing, phase + 7.0 * t, *looks)
-                else:
-                    side = -1 if name == "walk_left" else 1
-                    lat = side * (g.half + r.uniform(0.8, max(0.9, g.pavement - 0.4)))
-                    yield _person(r, s, lat, (0.0, math.copysign(1.0, speed)), phase + 7.5 * t)
-        yield from self._ahead(t, here)
-        yield from self._crossing(t, here)
-
-    def _ahead(self, t: float, here: float) -> Iterator[Thing]:
-        """Yield the cars that drive before us, now nearer, now farther."""
-        r = rng(self.seed, "ahead")
-        lane = self.hand * (self.ground.half - (2.0 if self.ground.parking else 0.0)) * 0.5
-        gap = r.uniform(9, 55) if r.random() < 0.5 + 0.3 * self.busy else 70.0
-        for _ in range(3):
-            sway, pace, phase = r.uniform(0.1, 0.35) * gap * 0.5, r.uniform(0.2, 0.5), r.uniform(0, 6.28)
-            body = r.choice((0, 0, 1, 2, 3, 4, 5))
-            s = here + gap + sway * math.sin(pace * t + phase)
-            yield Car(s, lane, 1, body, r.choice(PAINTS), math.cos(pace * t + phase) < -0.5)
-            gap += BODIES[body].size[0] + r.uniform(8, 40)
-
-    def _crossing(self, t: float, here: float) -> Iterator[Thing]:
-        """Yield people who cross the road and back, in front of us sooner or later."""
-        reach = self.ground.half + 1.5
-        for block in range(int(here // BLOCK_M), int((here + 90) // BLOCK_M) + 1):
-            r = rng(self.seed, "crossing", block)
-            if r.random() > 0.3 + 0.4 * self.busy:
-                continue
-            s = block * BLOCK_M + r.uniform(69, 77)
-            period = 2 * (2 * reach / 1.35 + 5.0)
-            turn = (t + r.uniform(0, period)) % period
-            back, walked = turn > period / 2, min(1.35 * (turn % (period / 2)), 2 * reach)
-            lat = reach - walked if back else walked - reach
-            still = walked >= 2 * reach
-            heading = (0.0, 0.0) if still else ((-1.0 if back else 1.0), 0.0)
-            if s > here + 1:
-                yield _person(r, s, lat, heading, 0.0 if still else 7.5 * t)
-
-
-def _person(r: random.Random, s: float, lat: float, heading: tuple[float, float], phase: float) -> Person:
-    child = r.random() < 0.12
-    height = r.uniform(1.1, 1.4) if child else r.uniform(1.58, 1.88)
-    return Person(
-        s, lat, height, heading, phase, r.choice(CLOTHES), r.choice(TROUSERS), r.choice(SKINS), r.random() < 0.35
-    )

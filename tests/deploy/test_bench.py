@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import bench, probe
+from deploy import bench, pictures, probe
 from deploy.backends.fake import FakeSession
-from deploy.bench import Pictures, display_names, run_benchmark, spread, timing_frames
+from deploy.bench import display_names, run_benchmark
 from deploy.environment import Settings
+from deploy.pictures import Pictures, spread, timing_frames
 from deploy.probe import Probe, measure, memory_mb, warm_up
-from deploy.report import BenchmarkResult
+from deploy.record import BenchmarkResult
 from deploy.timing import Timing
 from lfd.data.base import Sample
 from lfd.errors import DataError, LfdError, ModelError
@@ -267,10 +268,10 @@ def test_the_hash_is_that_of_the_pictures() -> None:
 
 
 def test_frames_are_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(timing_frames(Halves(500))[0]) == bench.MAX_FRAMES
-    monkeypatch.setattr(bench, "MAX_FRAME_BYTES", 8 * 8 * 3 * 5)
+    assert len(timing_frames(Halves(500))[0]) == pictures.MAX_FRAMES
+    monkeypatch.setattr(pictures, "MAX_FRAME_BYTES", 8 * 8 * 3 * 5)
     assert len(timing_frames(Halves(500))[0]) == 5
-    monkeypatch.setattr(bench, "MAX_FRAME_BYTES", 1)
+    monkeypatch.setattr(pictures, "MAX_FRAME_BYTES", 1)
     assert len(timing_frames(Halves(500))[0]) == 1
 
 

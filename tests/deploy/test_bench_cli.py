@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from deploy.bench_cli import main
-from deploy.report import from_json
+from deploy.record import from_json
 from lfd.data.camvid import LABELS
 from lfd.spec import METADATA_KEY, Labels, ModelSpec, Preprocess
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.environment import Environment, FramesUsed, Settings
-from deploy.report import (
+from deploy.record import (
     Accuracy,
     BenchmarkResult,
     Failure,
@@ -20,16 +20,10 @@ from deploy.report import (
     ModelResult,
     StudentResult,
     Versus,
-    check_out,
     from_json,
-    markdown,
-    number,
-    percent,
-    remarks,
-    text_table,
     to_json,
-    write_report,
 )
+from deploy.report import check_out, markdown, number, percent, remarks, text_table, write_report
 from deploy.timing import Ratio, Samples, SingleStream, WarmUp
 from lfd.errors import DataError, UsageError
 

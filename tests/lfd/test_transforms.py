@@ -13,15 +13,17 @@ side = st.integers(1, 60)
 size = st.tuples(side, side)
 
 
-@given(size, size, st.sampled_from(["stretch", "letterbox"]), st.floats(0.1, 4), st.integers(0, 2**31))
-def test_a_crop_has_the_models_size_and_labels_stay_on_their_pixels(frame_hw, size_hw, resize, scale, seed) -> None:
+@given(size, size, size, st.sampled_from(["stretch", "letterbox"]), st.floats(0.1, 4), st.integers(0, 2**31))
+def test_a_crop_has_its_size_and_labels_stay_on_their_pixels(
+    frame_hw, base_hw, size_hw, resize, scale, seed
+) -> None:
     """The picture's values are its labels, so that after any crop they must still agree."""
     rng = np.random.default_rng(seed)
     mask = np.zeros(frame_hw, np.uint8)
     mask[:, frame_hw[1] // 2 :] = 10
     image = np.repeat(mask[..., None], 3, 2) * 20
     out, labels = random_crop(
-        image, mask, Preprocess(size_hw, (1.0, 1.0, 1.0), resize=resize), (scale, scale), rng, 255
+        image, mask, Preprocess(base_hw, (1.0, 1.0, 1.0), resize=resize), size_hw, (scale, scale), rng, 255
     )
     assert out.shape == (*size_hw, 3) and labels.shape == size_hw
     assert (out[labels == 255] == 255).all()
@@ -36,10 +38,10 @@ def test_scale_one_is_what_the_runtime_shows() -> None:
     image = rng.integers(0, 256, (40, 60, 3), np.uint8)
     mask = rng.integers(0, 5, (40, 60), np.uint8)
     preprocess = Preprocess((24, 30))
-    out, _ = random_crop(image, mask, preprocess, (1.0, 1.0), rng, 255)
+    out, _ = random_crop(image, mask, preprocess, (24, 30), (1.0, 1.0), rng, 255)
     # The crop shrinks by area average, the runtime by bilinear up to a factor of two: alike, not equal.
     assert np.abs(out.astype(int) - fit_frame(image, preprocess)).mean() < 30
-    same, labels = random_crop(image, mask, Preprocess((40, 60)), (1.0, 1.0), rng, 255)
+    same, labels = random_crop(image, mask, Preprocess((40, 60)), (40, 60), (1.0, 1.0), rng, 255)
     assert np.array_equal(same, image) and np.array_equal(labels, mask)
 
 
@@ -49,7 +51,9 @@ def test_mirrored_half_of_the_time_and_jointly() -> None:
     image[:, :4], mask[:, :4] = 200, 1
     flips = 0
     for seed in range(400):
-        out, labels = augment(image, mask, Preprocess((8, 8)), (1, 1), True, 0, np.random.default_rng(seed), 255)
+        out, labels = augment(
+            image, mask, Preprocess((8, 8)), (8, 8), (1, 1), True, 0, np.random.default_rng(seed), 255
+        )
         assert np.array_equal(out[..., 0] == 200, labels == 1)
         flips += int(labels[0, 0] == 0)
     assert 150 < flips < 250
