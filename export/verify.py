@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +80,6 @@ def open_runnable(path: Path, size_hw: tuple[int, int] | None = None) -> Runnabl
     if path.suffix == ".onnx":
         session = open_session(path)
         return Runnable(lambda frame: class_map(session, frame), session.spec)
-    from dataclasses import replace
-
     model, spec = load_model(path)
     if size_hw is not None:
         spec = replace(spec, preprocess=replace(spec.preprocess, size_hw=size_hw))

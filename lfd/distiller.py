@@ -119,7 +119,9 @@ class Distiller(nn.Module):
         assert self._teacher is not None  # noqa: S101
         taps, normalize, amp = self._teacher
         with torch.autocast(image.device.type, amp, enabled=amp is not None):
-            return taps(normalize.to(image.device)(image))
+            outputs = taps(normalize.to(image.device)(image))
+        # The student may run in another precision than the teacher: losses and heads get float32.
+        return Outputs(outputs.logits.float(), {name: tap.float() for name, tap in outputs.taps.items()}, None)
 
 
 def _paths(model: nn.Module, needed: set[str], role: str) -> dict[str, str]:

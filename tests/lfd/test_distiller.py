@@ -64,6 +64,17 @@ def test_training_scaffolding_stays_out_of_the_student() -> None:
     assert any(name.startswith("losses.") for name in distiller.state_dict())
 
 
+@pytest.mark.parametrize("student_amp", [None, torch.bfloat16])
+def test_teacher_and_student_may_differ_in_precision(student_amp: torch.dtype | None) -> None:
+    pupil, _ = create_model("lraspp_mobilenet_v3_small", K)
+    master, _ = create_model("deeplabv3_resnet18_os16", K)
+    distiller = Distiller(pupil, SIZE, K, "lfd", {}, (master, SIZE, torch.bfloat16)).train()
+    with torch.autocast("cpu", student_amp, enabled=student_amp is not None):
+        result = distiller(*batch(), progress=1.0)
+    result.total.backward()
+    assert result.total.dtype == torch.float32 and all(v.dtype == torch.float32 for v in result.parts.values())
+
+
 def test_weights_scale_their_terms_outside_the_balance() -> None:
     image, target = batch()
     one = make("lfd").eval()

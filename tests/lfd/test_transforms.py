@@ -14,9 +14,7 @@ size = st.tuples(side, side)
 
 
 @given(size, size, size, st.sampled_from(["stretch", "letterbox"]), st.floats(0.1, 4), st.integers(0, 2**31))
-def test_a_crop_has_its_size_and_labels_stay_on_their_pixels(
-    frame_hw, base_hw, size_hw, resize, scale, seed
-) -> None:
+def test_a_crop_has_its_size_and_labels_stay_on_their_pixels(frame_hw, base_hw, size_hw, resize, scale, seed) -> None:
     """The picture's values are its labels, so that after any crop they must still agree."""
     rng = np.random.default_rng(seed)
     mask = np.zeros(frame_hw, np.uint8)
