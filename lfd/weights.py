@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def _not_written(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).splitlines()[0][:160]
+    reason = str(error).splitlines()[0][:120]
+    free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB free there" if path.parent.is_dir() else "no folder"
     return CheckpointError(
-        f"{path}: cannot be written ({reason}); what was there before is untouched. "
+        f"{path}: cannot be written ({reason}; {free}); what was there before is untouched. "
         "Fix: free space on that disk, or write elsewhere with --out"
     )
 
