@@ -22,7 +22,7 @@ from lfd.runlog import METRICS_FILE
 
 SIZE = "180x240"
 TEACHER, TEACHER_STEPS = "deeplabv3_resnet18_os16", 3000
-STUDENT, STUDENT_STEPS = "lraspp_mobilenet_v3_small", 2400
+STUDENT, STUDENT_STEPS = "lraspp_mobilenet_v3_small", 1600
 RESULTS = Path(__file__).parent / "results" / "camvid_cpu.json"
 
 
@@ -59,7 +59,7 @@ def main(data: str, out: Path, results: Path) -> None:
         run = out / name
         if steps_done(run) < int(command[command.index("--steps") + 1]):
             again = (run / "resume.pt").is_file()
-            given = [command[0], "--resume"] if again else [*command, "--data", data]
+            given = [command[0], "--resume"] if again else [*command, "--data", data, "--overwrite"]
             commands.run(f"train {name}", "lfd-train", *given, "--out", run)
         scores = json.loads(
             commands.run(f"score {name}", "lfd-train", "eval", run, "--data", f"{data}@test", "--json", capture=True)

@@ -38,8 +38,13 @@ class Commands:
         began = time.monotonic()
         program = Path(sys.executable).with_name(words[0])
         output = subprocess.PIPE if capture else None
-        done = subprocess.run([program, *words[1:]], check=False, text=True, stdout=output)
+        with subprocess.Popen([program, *words[1:]], text=True, stdout=output) as process:
+            try:
+                printed, _ = process.communicate()
+            except KeyboardInterrupt:
+                process.wait()  # the terminal has interrupted it too: let it save what it does
+                raise
         self.seconds[name] = time.monotonic() - began
-        if done.returncode:
-            raise LfdError(f"the step {name!r} ended with exit code {done.returncode}; its message is above")
-        return done.stdout or ""
+        if process.returncode:
+            raise LfdError(f"the step {name!r} ended with exit code {process.returncode}; its message is above")
+        return printed or ""

@@ -53,9 +53,12 @@ def draw(data: str, models: list[Path], path: Path, count: int = 6) -> None:
 @click.option("--video", help="Film, camera or pictures for the last step; the built-in drive by default.")
 @click.option("--teacher", default="deeplabv3_resnet18_os8", show_default=True)
 @click.option("--student", default="lraspp_mobilenet_v3_large", show_default=True)
+@click.option(
+    "--steps", type=click.IntRange(1), help="Steps of each training, for a quick look; the recipes' own by default."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
 @guarded
-def main(data: str, video: str | None, teacher: str, student: str, out: Path) -> None:
+def main(data: str, video: str | None, teacher: str, student: str, steps: int | None, out: Path) -> None:
     """Train a teacher, distil a student, export, run and measure both. An earlier demo in --out is replaced."""
     if out.exists() and not (out / MARKER).is_file():
         raise UsageError(f"{out} exists and is not an earlier demo; choose another folder with --out")
@@ -69,8 +72,11 @@ def main(data: str, video: str | None, teacher: str, student: str, out: Path) ->
     runs = {name: out / name for name in ("teacher", "student", "baseline")}
     exports = {name: out / f"{name}.onnx" for name in ("teacher", "student")}
     supervised, on = ["lfd-train", "teacher", "--model"], ["--data", data]
-    pupil = [*on, "--recipe", "demo_student", "--out"]
-    demo.run("train the teacher", *supervised, teacher, *on, "--recipe", "demo_teacher", "--out", runs["teacher"])
+    length = ["--steps", steps, "--set", f"train.eval_every={steps}", "--set", "optimizer.warmup=0"] if steps else []
+    pupil = [*on, *length, "--recipe", "demo_student", "--out"]
+    demo.run(
+        "train the teacher", *supervised, teacher, *on, *length, "--recipe", "demo_teacher", "--out", runs["teacher"]
+    )
     learn = ["lfd-train", "distill", "--method", "lfd", "--teacher", runs["teacher"], "--student", student]
     demo.run("distil the student", *learn, *pupil, runs["student"])
     demo.run("train it without a teacher", *supervised, student, *pupil, runs["baseline"])
@@ -108,7 +114,7 @@ def report(demo: Commands, bench: dict[str, Any], baseline: float, out: Path, se
         *(f"{name:<28}{value:>8.1f} s" for name, value in demo.seconds.items()),
         (
             f"{'in all':<28}{seconds:>8.1f} s, peak memory of a process "
-            f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6:.2f} GB"
+            f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9:.2f} GB"
         ),
     ]
     write_text(out / "summary.txt", "\n".join(lines) + "\n")

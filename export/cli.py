@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lfd.console import guarded, parse_size
-from lfd.errors import ExportError, UsageError
+from lfd.errors import ExportError, UsageError, require
 from lfd.files import check_free
 
 PARITY_PICTURES = 32
@@ -18,6 +18,12 @@ PARITY_PICTURES = 32
 @click.version_option(package_name="lfd-toolkit")
 def main() -> None:
     """Export trained networks, and prove that nothing was lost."""
+
+
+def _need() -> None:
+    """Say which extra is missing, before an import fails somewhere inside."""
+    for module in ("cv2", "torch", "torchvision", "safetensors", "onnx", "onnxscript", "onnxruntime"):
+        require(module, "export")
 
 
 def _data_of(run: Path, data: str | None) -> str:
@@ -45,10 +51,12 @@ def onnx_command(
     run: Path, out: Path, size: str | None, output: Any, data: str | None, pictures: int, overwrite: bool
 ) -> None:
     """Write RUN as ONNX: a BGR uint8 frame in, a class map out; checked against PyTorch on real frames."""
+    _need()
     from export.to_onnx import to_onnx  # noqa: PLC0415
-    from export.verify import compare, open_runnable  # noqa: PLC0415
+    from export.verify import compare, of_model, open_runnable  # noqa: PLC0415
     from lfd.checkpoint import load_model  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
+    from lfd.evaluate import check_labels  # noqa: PLC0415
     from lfd.files import replacing  # noqa: PLC0415
 
     if out.suffix != ".onnx":
@@ -59,9 +67,10 @@ def onnx_command(
     size_hw = parse_size(size) if size else None
     model, spec = load_model(run)
     dataset = open_dataset(_data_of(run, data), "val")
+    check_labels(spec.labels, dataset.labels, "the data set of the parity check")
     with replacing(out) as aside:  # the name appears once parity holds
         exported = to_onnx(model, spec, aside, size_hw, output)
-        parity = compare(open_runnable(run, exported.preprocess.size_hw), open_runnable(aside), dataset, limit=pictures)
+        parity = compare(of_model(model, exported), open_runnable(aside), dataset, limit=pictures)
         if not parity:
             raise ExportError(f"{out} was not written: the graph is not the model. {parity}")
     height, width = exported.preprocess.size_hw
@@ -77,6 +86,7 @@ def onnx_command(
 @guarded
 def verify(a: Path, b: Path, data: str, min_agreement: float) -> None:
     """Compare two models, runs or .onnx files, pixel by pixel on a labelled set; exit 1 when they differ."""
+    _need()
     from export.verify import compare, open_runnable  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
 

@@ -17,7 +17,6 @@ from torch import nn
 
 from export.graph import DeployGraph
 from lfd.errors import ExportError
-from lfd.files import replacing
 from lfd.profile import count_macs, count_parameters
 from lfd.spec import METADATA_KEY, ModelSpec
 
@@ -51,7 +50,8 @@ def to_onnx(
     Args:
         model: The network.
         spec: Its specification.
-        path: The file; written aside and renamed.
+        path: The file. A caller who keeps an older one there, or checks before it may appear, passes a path
+            of `lfd.files.replacing`.
         size_hw: Input size, where it differs from the specification's.
         output: `class_map` or `logits`.
 
@@ -98,8 +98,7 @@ def to_onnx(
         raise ExportError(
             f"{spec.model}: the graph is not valid ONNX ({' '.join(str(error).split())[:300]})"
         ) from error
-    with replacing(path) as aside:
-        onnx.save(proto, str(aside))
+    onnx.save(proto, str(path))
     return exported
 
 

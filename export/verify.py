@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from deploy.session import class_map, open_session
 from lfd.checkpoint import load_model
@@ -83,6 +84,11 @@ def open_runnable(path: Path, size_hw: tuple[int, int] | None = None) -> Runnabl
     model, spec = load_model(path)
     if size_hw is not None:
         spec = replace(spec, preprocess=replace(spec.preprocess, size_hw=size_hw))
+    return of_model(model, spec)
+
+
+def of_model(model: nn.Module, spec: ModelSpec) -> Runnable:
+    """Return a network in memory, on the CPU, as a Runnable."""
     return Runnable(Predictor(model, spec.preprocess, torch.device("cpu")), spec)
 
 

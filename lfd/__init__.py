@@ -1,1 +1,8 @@
-"""Training core of lfd-toolkit. Importing it imports nothing: see the submodules."""
+"""Training core of lfd-toolkit. Importing it imports nothing of weight: see the submodules."""
+
+import os
+
+# OpenCV reads these once, when it is loaded: refuse a picture that would fill the memory before it is decoded
+# (lfd.data.base says how many pixels), and leave it to our errors to speak, in one line.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lfd.errors import CheckpointError, ModelError
+from lfd.errors import CheckpointError, ModelError, UsageError
 from lfd.models import create_model
 from lfd.spec import METADATA_KEY, ModelSpec
 from lfd.weights import fill, load_state, read_safetensors, save_tensors
@@ -85,6 +85,9 @@ def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
         spec = ModelSpec.from_json(metadata[METADATA_KEY], str(file))
     except ModelError as error:
         raise CheckpointError(str(error)) from error
-    model, _ = create_model(spec.model, len(spec.labels))
+    try:
+        model, _ = create_model(spec.model, len(spec.labels))
+    except UsageError as error:
+        raise CheckpointError(f"{file}: its ModelSpec names a network that is not here: {error}") from error
     fill(model, state, str(file))
     return model.eval(), spec

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from lfd.console import guarded
-from lfd.data import DATASETS, open_dataset
-from lfd.errors import UsageError, unknown
+from lfd.errors import UsageError, require, unknown
 from lfd.files import check_free
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,7 +21,7 @@ def _run_options(command: F) -> F:
     options = [
         click.option("--data", metavar="NAME:PATH", help="Data set, such as camvid:PATH or street:."),
         click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Run directory."),
-        click.option("--recipe", default="default", show_default=True, help="Recipe: a name, or a TOML file."),
+        click.option("--recipe", help="Recipe: a name, or a TOML file.  [default: default]"),
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value."),
         click.option("--size", metavar="HxW", help="Input size of the network."),
         click.option("--weights", help="Backbone: imagenet, none, or a torchvision checkpoint."),
@@ -38,6 +37,12 @@ def _run_options(command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _need() -> None:
+    """Say which extra is missing, before an import fails somewhere inside."""
+    for module in ("cv2", "torch", "torchvision", "safetensors", "tomli_w", "rich", "tensorboard"):
+        require(module, "train")
 
 
 _KEYS = {
@@ -56,8 +61,11 @@ _KEYS = {
 }
 
 
-def _start(out: Path, recipe: str, assignments: tuple[str, ...], resume: bool, overwrite: bool, **given: Any) -> None:
+def _start(
+    out: Path, recipe: str | None, assignments: tuple[str, ...], resume: bool, overwrite: bool, **given: Any
+) -> None:
     """Put the configuration together and train."""
+    _need()
     from rich.console import Console  # noqa: PLC0415  torch and rich: not for --help
 
     from lfd.checkpoint import MODEL_FILE, STATE_FILE  # noqa: PLC0415
@@ -68,9 +76,11 @@ def _start(out: Path, recipe: str, assignments: tuple[str, ...], resume: bool, o
     saved = out / "config.toml"
     if resume and not (out / STATE_FILE).is_file():
         raise UsageError(f"{out}: no {STATE_FILE} to resume from; expected a run that reached a checkpoint")
+    if resume and (recipe is not None or overwrite):
+        raise UsageError("--resume goes on with the run as it is; leave --recipe and --overwrite away")
     if not resume:
         check_free(out, overwrite)
-    record = read_recipe(str(saved) if resume else recipe)
+    record = read_recipe(str(saved) if resume else recipe or "default")
     record = apply_set(record, assignments)
     for option, value in given.items():
         if value is not None:
@@ -87,7 +97,7 @@ def _start(out: Path, recipe: str, assignments: tuple[str, ...], resume: bool, o
         raise UsageError(
             f"a resumed run keeps its configuration; {saved} has another. Fix: give --out and --resume alone"
         )
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     best = train(config, out, resume, overwrite, console)
     console.print(f"done     best val mIoU {best:.2%}; weights in {out / MODEL_FILE}")
 
@@ -115,6 +125,7 @@ def teacher(**options: Any) -> None:
 @guarded
 def distill(**options: Any) -> None:
     """Train a compact network under a teacher."""
+    _need()
     from lfd.losses import METHODS  # noqa: PLC0415
 
     if options["method"] is None and not options["resume"]:
@@ -135,11 +146,14 @@ def distill(**options: Any) -> None:
 @guarded
 def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: bool) -> None:
     """Score a run, or a model.safetensors, on a labelled set: mIoU and IoU a class, as deployed."""
+    _need()
     import dataclasses  # noqa: PLC0415
     import math  # noqa: PLC0415
 
     from lfd.checkpoint import load_model  # noqa: PLC0415
     from lfd.console import parse_size  # noqa: PLC0415
+    from lfd.data import open_dataset  # noqa: PLC0415
+    from lfd.errors import DataError  # noqa: PLC0415
     from lfd.evaluate import check_labels, evaluate  # noqa: PLC0415
     from lfd.normalize import Predictor  # noqa: PLC0415
     from lfd.trainer import pick_device  # noqa: PLC0415
@@ -150,6 +164,8 @@ def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: b
     preprocess = dataclasses.replace(spec.preprocess, size_hw=parse_size(size)) if size else spec.preprocess
     where = pick_device(device)
     matrix = evaluate(Predictor(model.to(where), preprocess, where), dataset, preprocess)
+    if math.isnan(matrix.miou()):
+        raise DataError(f"{data}: has no labelled pixel to score on")
     scores = {n: None if math.isnan(v) else float(v) for n, v in zip(spec.labels.names, matrix.iou(), strict=True)}
     if as_json:
         result = {"data": data, "pictures": len(dataset), "miou": matrix.miou(), "iou": scores}
@@ -170,7 +186,9 @@ def list_names(kind: str) -> None:
     kinds = ("methods", "models", "datasets", "recipes")
     if kind not in kinds:
         raise unknown("list", kind, kinds)
+    _need()
     from lfd.config import recipe_names  # noqa: PLC0415
+    from lfd.data import DATASETS  # noqa: PLC0415
     from lfd.losses import METHODS  # noqa: PLC0415
     from lfd.models import MODELS  # noqa: PLC0415
 

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from lfd.console import parse_size
 from lfd.errors import UsageError, unknown
 
 if sys.version_info >= (3, 11):
@@ -145,6 +146,17 @@ class Config:
         _among("optimizer.name", self.optimizer.name, ("sgd", "adamw"))
         _among("optimizer.schedule", self.optimizer.schedule, ("poly", "cosine", "constant"))
         _within("optimizer.lr", self.optimizer.lr, 0, 100)
+        _within("optimizer.momentum", self.optimizer.momentum, 0, 0.9999)
+        _within("optimizer.weight_decay", self.optimizer.weight_decay, 0, 10)
+        _within("optimizer.power", self.optimizer.power, 0, 100)
+        for part, weight in self.distill.weights.items():
+            _within(f"distill.weights.{part}", weight, 0, 1e6)
+        for key, text in (("data.size", self.data.size), ("data.crop", self.data.crop)):
+            if text:
+                try:
+                    parse_size(text)
+                except UsageError as error:
+                    raise UsageError(f"{key}: {error}") from error
         _within("optimizer.warmup", self.optimizer.warmup, 0, self.train.steps)
 
 

@@ -110,8 +110,7 @@ class Distiller(nn.Module):
                 terms.update(loss(student, teacher, target, progress))
         total = terms["task"].new_zeros(())
         for name, term in terms.items():
-            balanced = self.method.balance == "detach" and name in self.method.balanced
-            total = total + self.weights[name] * (balance(term) if balanced else term)
+            total = total + self.weights[name] * (balance(term) if name in self.method.balanced else term)
         return StepOutput(total, {name: term.detach() for name, term in terms.items()}, student.logits)
 
     @torch.no_grad()

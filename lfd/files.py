@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -28,9 +29,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; rename it to `path` when the block succeeds.
 
     The file is flushed to disk before the rename, so that after a power cut either the old or the
-    new one is there. When the block raises, the partial file is removed and `path` is untouched.
-    The yielded name keeps the suffix, since writers choose their format by it.
+    new one is there. When the block raises, the partial file is removed, with the folders made for
+    it, and `path` is untouched. The yielded name keeps the suffix, since writers choose their format by it.
     """
+    made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
@@ -44,6 +46,10 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+        if not path.exists():
+            for parent in made:
+                with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+                    parent.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

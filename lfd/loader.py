@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from lfd.config import DataConfig
 from lfd.console import parse_size
 from lfd.data import Dataset, Sample
+from lfd.errors import LfdError
 from lfd.losses.common import IGNORE
 from lfd.spec import Labels, Preprocess
 from lfd.transforms import augment
@@ -40,14 +41,17 @@ class Cached:
             self._samples[index] = self._dataset[index]
         return self._samples[index]
 
-    def fill(self) -> Iterator[int]:
-        """Read everything, yielding the position after each; loader processes then share the memory."""
+    def fill(self) -> None:
+        """Read everything now; loader processes then share the memory."""
         for index in range(len(self)):
             self[index]
-            yield index
 
 
-class TrainStream(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
+Item = tuple[Tensor, Tensor, int]
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class TrainStream(torch.utils.data.Dataset[Item]):
     """Augmented samples by their number in the run.
 
     Args:
@@ -76,7 +80,7 @@ class TrainStream(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
             )
         return int(self._order[position])
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, number: int) -> Item:
         """Return (3, H, W) BGR uint8, (H, W) int64 with IGNORE for void, and the picture's index."""
         index = self.picture(number)
         sample = self.dataset[index]
@@ -92,21 +96,51 @@ class TrainStream(torch.utils.data.Dataset[tuple[Tensor, Tensor, int]]):
         return torch.from_numpy(image).permute(2, 0, 1), target, index
 
 
-def batches(
-    stream: TrainStream, batch: int, first: int, last: int, workers: int, pin: bool
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+class _Carrying(torch.utils.data.Dataset[Item | LfdError]):
+    """A stream whose errors travel as values: raised in a worker they would arrive wrapped in a traceback."""
+
+    def __init__(self, stream: TrainStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, number: int) -> Item | LfdError:
+        try:
+            return self.stream[number]
+        except LfdError as error:
+            return error
+
+
+def _collate(items: list[Item | LfdError]) -> Batch | LfdError:
+    good = [item for item in items if not isinstance(item, LfdError)]
+    failed = next((item for item in items if isinstance(item, LfdError)), None)
+    images, targets, pictures = zip(*good, strict=True) if good else ((), (), ())
+    return failed or (torch.stack(images), torch.stack(targets), torch.tensor(pictures))
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the processes are the parallelism, and OpenCV's pool does not survive a fork
+
+
+def batches(stream: TrainStream, batch: int, first: int, last: int, workers: int, pin: bool) -> Iterator[Batch]:
     """Yield the batches of steps `first` up to, not including, `last`.
 
     Each is (B, 3, H, W) BGR uint8, (B, H, W) int64 and the (B,) indices of its pictures.
+
+    Raises:
+        DataError: A picture cannot be read.
     """
-    numbers = range(first * batch, last * batch)
     loader = DataLoader(
-        stream,
+        _Carrying(stream),
         batch_size=batch,
-        sampler=numbers,
+        sampler=range(first * batch, last * batch),
         num_workers=workers,
         pin_memory=pin,
-        # One thread each: the processes are the parallelism, and OpenCV's pool does not survive a fork.
-        worker_init_fn=(lambda _: cv2.setNumThreads(0)) if workers else None,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker if workers else None,
+        # Its own generator: drawing the workers' seed from torch's would move the state that dropout draws
+        # from, and a resumed run would differ from the uninterrupted one.
+        generator=torch.Generator().manual_seed(stream.seed),
     )
-    yield from loader
+    for item in loader:
+        if isinstance(item, LfdError):
+            raise item
+        yield item

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from lfd.errors import CheckpointError
+from lfd.files import write_text
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -20,7 +25,7 @@ def keep_until(path: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run will do again."""
     if path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _step(line: str) -> float:
@@ -45,7 +50,7 @@ class RunLog:
     def __init__(self, out: Path, first: int, steps: int, batch: int, every: int, console: Console) -> None:
         keep_until(out / METRICS_FILE, first)
         self._file = (out / METRICS_FILE).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first)
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first + 1)
         self.console = console
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -62,6 +67,7 @@ class RunLog:
         self._steps, self._batch, self._every = steps, batch, every
         self._since, self._since_step = time.monotonic(), first
         self._last, self._best = math.nan, math.nan
+        self._failure: OSError | None = None
 
     def step(self, step: int, terms: Mapping[str, float], lr: float) -> None:
         """Log step number `step`, counted from 1."""
@@ -81,19 +87,42 @@ class RunLog:
         self._last, self._best = miou, best
         self._since += seconds
         self._write({"step": step, "val_miou": miou, "val_best": best})
-        self._file.write(json.dumps({"step": step, "val_iou": dict(iou)}) + "\n")
-        self._file.flush()
+        self._line({"step": step, "val_iou": dict(iou)})
         self.console.print(f"step {step:>6}  val mIoU {miou:.2%}  best {best:.2%}", highlight=False)
 
     def _write(self, record: dict[str, float]) -> None:
         finite = {k: v for k, v in record.items() if math.isfinite(v)}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        self._line(finite)
         for key, value in finite.items():
             if key != "step":
                 self._board.add_scalar(key.replace("_", "/", 1), value, int(record["step"]))
 
+    def _line(self, record: Mapping[str, object]) -> None:
+        """Append a line to metrics.jsonl.
+
+        Raises:
+            CheckpointError: It, or TensorBoard's file, cannot be written.
+        """
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._file.name}: the log cannot be written ({error.strerror or error}). "
+                "Fix: free space on that disk, then go on with --resume"
+            ) from error
+
+    def _note(self, failure: threading.ExceptHookArgs) -> None:
+        """Keep an error of TensorBoard's writer thread for the next line, instead of a traceback on the terminal."""
+        if isinstance(failure.exc_value, OSError):
+            self._failure = failure.exc_value
+        else:
+            threading.__excepthook__(failure)
+
     def __enter__(self) -> RunLog:
+        threading.excepthook = self._note
         self._progress.start()
         return self
 
@@ -101,5 +130,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        self._board.close()
-        self._file.close()
+        # What could not be written raises again on closing; the first error has said it.
+        for close in (self._board.close, self._file.close):
+            with contextlib.suppress(OSError):
+                close()
+        threading.excepthook = threading.__excepthook__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 from lfd.checkpoint import MODEL_FILE, STATE_FILE, clear_run, load_model, save_model
 from lfd.config import Config, to_toml
 from lfd.console import parse_size
-from lfd.data import Dataset, open_dataset
+from lfd.data import Dataset, open_dataset, parse_data
 from lfd.distiller import Distiller
 from lfd.errors import CheckpointError, DataError, TrainingError, UsageError
 from lfd.evaluate import check_labels, evaluate
@@ -50,6 +51,7 @@ class Job:
     distiller: Distiller
     predictor: Predictor
     spec: ModelSpec
+    stream: TrainStream
 
 
 def pick_device(name: str) -> torch.device:
@@ -77,6 +79,8 @@ def prepare(config: Config, console: Console) -> Job:
     """
     t, d = config.train, config.data
     device = pick_device(t.device)
+    if parse_data(d.source).split is not None:
+        raise UsageError(f"data {d.source!r} names a split; training takes the train and val splits of NAME:PATH")
     train, val = (open_dataset(d.source, split) for split in ("train", "val"))
     if len(train) < t.batch:
         raise DataError(f"{d.source}: {len(train)} training pictures; a batch has {t.batch}. Fix: --set train.batch=N")
@@ -93,10 +97,10 @@ def prepare(config: Config, console: Console) -> Job:
     )
     console.print(f"model    {origin}; {params / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMACs")
     if d.cache:
+        check_memory(first.nbytes * 4 // 3 * (len(train) + len(val)))
         train, val = Cached(train), Cached(val)
-        for cached in (train, val):
-            for _ in cached.fill():
-                pass
+        train.fill()
+        val.fill()
     provenance: dict[str, Scalar] = {
         "data": d.source.partition(":")[0],
         "method": config.distill.method if config.distill.teacher else "labels",
@@ -127,7 +131,22 @@ def prepare(config: Config, console: Console) -> Job:
     if t.compile:
         student.compile()
     predictor = Predictor(student, preprocess, device, AMP[t.amp])
-    return Job(device, train, val, distiller, predictor, ModelSpec(t.model, labels, preprocess, provenance=provenance))
+    spec = ModelSpec(t.model, labels, preprocess, provenance=provenance)
+    return Job(device, train, val, distiller, predictor, spec, TrainStream(train, d, preprocess, t.seed))
+
+
+def check_memory(wanted: int) -> None:
+    """Refuse to cache more than half of the machine's memory.
+
+    Raises:
+        UsageError: `wanted` bytes are more than that.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > memory / 2:
+        raise UsageError(
+            f"the pictures take {wanted / 1e9:.1f} GB decoded, and this machine has {memory / 1e9:.1f} GB. "
+            "Fix: --set data.cache=false reads them anew each time"
+        )
 
 
 def score_teacher(
@@ -195,13 +214,15 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
             },
         )
 
-    stream = TrainStream(job.train, config.data, job.spec.preprocess, t.seed)
-    loader = batches(stream, t.batch, first, t.steps, config.data.workers, job.device.type == "cuda")
+    def due(step: int) -> bool:
+        return step % t.eval_every == 0 or step == t.steps
+
+    loader = batches(job.stream, t.batch, first, t.steps, config.data.workers, job.device.type == "cuda")
     done = first
     with StopRequest() as stop, RunLog(out, first, t.steps, t.batch, t.log_every, console) as log:
         try:
             job.distiller.train()
-            if resume and first != scored and first % t.eval_every == 0:  # stopped before it was validated
+            if resume and first != scored and due(first):  # stopped before it was validated
                 best, scored = validate(job, out, first, best, log, stop), first
                 save(first)
             for step, (image, target, pictures) in enumerate(loader, first):
@@ -222,7 +243,7 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
                 done = step + 1
                 log.step(done, terms, lr)
                 stop.check()
-                if done % t.eval_every == 0 or done == t.steps:
+                if due(done):
                     best, scored = validate(job, out, done, best, log, stop), done
                     save(done)
         except Stopped:
@@ -238,6 +259,8 @@ def validate(job: Job, out: Path, step: int, best: float, log: RunLog, stop: Sto
     began = time.monotonic()
     matrix = evaluate(job.predictor, job.val, job.spec.preprocess, lambda *_: stop.check())
     miou, iou = matrix.miou(), matrix.iou()
+    if math.isnan(miou):
+        raise DataError("the val split has no labelled pixel; expected labels to choose the best weights by")
     better = miou > best
     if better:
         best = miou

@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from lfd.preprocess import Image, content_box
+from lfd.preprocess import Image, content_box, resize_image, resize_labels
 from lfd.spec import Preprocess
 
 
@@ -59,15 +59,13 @@ def random_crop(
     factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
     src_y, dst_y = _window(image.shape[0], h * factor, height, rng)
     src_x, dst_x = _window(image.shape[1], w * factor, width, rng)
-    size = (dst_x.stop - dst_x.start, dst_y.stop - dst_y.start)
-    part, labels = image[src_y, src_x], mask[src_y, src_x]
-    mode = cv2.INTER_AREA if part.shape[0] > size[1] else cv2.INTER_LINEAR
+    size = (dst_y.stop - dst_y.start, dst_x.stop - dst_x.start)
     mean = preprocess.mean[::-1] if preprocess.color == "RGB" else preprocess.mean
     out: Image = np.empty((height, width, 3), np.uint8)
     out[:] = np.clip(np.round(np.array(mean) * 255), 0, 255)
     out_mask: Image = np.full((height, width), fill, np.uint8)
-    out[dst_y, dst_x] = cv2.resize(part, size, interpolation=mode)
-    out_mask[dst_y, dst_x] = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    out[dst_y, dst_x] = resize_image(image[src_y, src_x], size)
+    out_mask[dst_y, dst_x] = resize_labels(np.ascontiguousarray(mask[src_y, src_x]), size)
     return out, out_mask
 
 

@@ -13,7 +13,9 @@ from lfd.preprocess import Image
 from lfd.spec import Labels
 
 MAX_PIXELS = 1 << 28
-"""A picture above 268 megapixels is refused."""
+"""A picture above 268 megapixels is refused; lfd/__init__.py tells OpenCV, so that it is not even decoded."""
+
+MAX_FILE_BYTES = 1 << 30
 
 
 class Sample(NamedTuple):
@@ -53,6 +55,9 @@ def read_picture(path: Path, flags: int) -> Image:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; the data set lists it")
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise DataError(f"{path}: {size} bytes; a picture of at most {MAX_FILE_BYTES} bytes is read")
     data = np.fromfile(path, np.uint8)
     try:
         image = cv2.imdecode(data, flags) if data.size else None

@@ -2,7 +2,7 @@
 
 A loss is one file here and one line in LOSSES: a module that declares the features it taps, is built
 from the shapes that a dry run found, and maps two networks' outputs to named raw scalars. It knows
-nothing of weights or balance: those belong to the configuration (`lfd.config.MethodConfig`).
+nothing of weights or balance: those belong to the configuration (`lfd.config.DistillConfig`).
 """
 
 from __future__ import annotations
@@ -27,27 +27,22 @@ class Method:
     Attributes:
         losses: Names in LOSSES.
         weights: Part name to its weight; `task` is the supervised loss.
-        balance: `detach` divides the terms in `balanced` by their own value, `none` leaves them.
-        balanced: The parts that are balanced.
+        balanced: The parts that are divided by their own value, L / sg(L).
         about: One line for `lfd-train list methods`.
     """
 
     losses: tuple[str, ...]
     weights: Mapping[str, float]
-    balance: str
     balanced: tuple[str, ...]
     about: str
 
 
 METHODS: dict[str, Method] = {
-    "none": Method((), {"task": 1.0}, "none", (), "no teacher: cross entropy with the labels alone"),
-    "kd": Method(
-        ("kd",), {"task": 1.0, "kd": 1.0}, "none", (), "per-pixel KL of the class probabilities (Hinton et al. 2015)"
-    ),
+    "none": Method((), {"task": 1.0}, (), "no teacher: cross entropy with the labels alone"),
+    "kd": Method(("kd",), {"task": 1.0, "kd": 1.0}, (), "per-pixel KL of the class probabilities (Hinton et al. 2015)"),
     "lfd": Method(
         ("kd", "lfd"),
         {"task": 1.0, "kd": 1.0, "fea": 1.0, "aux": 0.1, "kl": 1.0},
-        "detach",
         ("task", "kd", "fea"),
         "logit-guided feature distillation (Yu et al. 2026, as reconstructed here)",
     ),

@@ -15,7 +15,8 @@ the published part of the trainer, CHOSEN is ours.
     class mask     e_c = 1 - Dice_c of p_s,  w_c = clip(e_c / mean e over present, 0.5, 2),
                    moving average 0.99, absent classes untouched                                    CHOSEN
     aux            CE_w(A(F_t), y) + CE_w(A(G_s), y)                                KNOWN up to the weights
-    kl             mean KL(sg softmax A(F_t) || softmax A(G_s)), from iteration 1000 of 40000 on    KNOWN
+    kl             mean KL(sg softmax A(F_t) || softmax A(G_s)), from iteration 1000 of 40000 on    KNOWN;
+                   here from the same share of the run on, so that a short run has it too           CHOSEN
 
 Neither mask carries a gradient, nor does the teacher. Adapter and A are trained with the student and
 thrown away after training.

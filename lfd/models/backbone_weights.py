@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -34,11 +35,13 @@ def load_backbone(model: nn.Module, name: str, weights: str) -> str:
     if weights == "imagenet":
         choice = torchvision.models.get_model_weights(arch).DEFAULT
         try:
-            state = dict(choice.get_state_dict(progress=True, check_hash=True))
-        except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash a RuntimeError
+            state = dict(choice.get_state_dict(progress=True, check_hash=True, weights_only=True))
+        except Exception as error:  # no network, a wrong hash, or anything that a spoilt file in torch's cache leads to
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
             raise CheckpointError(
-                f"ImageNet weights {choice} for {arch} cannot be downloaded ({error}). "
-                "Fix: --weights FILE with torchvision's checkpoint, or --weights none to start from random weights"
+                f"ImageNet weights {choice} for {arch} cannot be had from {choice.url} or from the copy in "
+                f"{torch.hub.get_dir()}/checkpoints ({reason}). Fix: remove a broken copy, give --weights FILE with "
+                "torchvision's checkpoint, or --weights none to start from random weights"
             ) from error
         origin = f"torchvision's {choice}"
     else:

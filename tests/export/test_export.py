@@ -157,6 +157,11 @@ def invoke(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def test_a_failed_export_leaves_no_folder(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    code, _, _ = invoke("onnx", exported[0], "-o", tmp_path / "new/dir/x.onnx", "--data", "street:?frames=2")
+    assert code == 4 and not list(tmp_path.iterdir())
+
+
 def test_commands_on_a_good_run(exported: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
     run, _ = exported
     out = tmp_path / "m.onnx"

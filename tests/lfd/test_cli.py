@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -60,6 +64,8 @@ SMALL = ("--model", "lraspp_mobilenet_v3_small")
         ((*TEACH, *SMALL, "--data", "street:", "--device", "cuda:99"), 2, "device 'cuda:99'"),
         ((*TEACH, *SMALL, "--data", "street:", "--amp", "fp8"), 2, "value of train.amp 'fp8'"),
         ((*TEACH, *SMALL, "--data", "street:", "--resume"), 2, "no resume.pt"),
+        ((*TEACH, *SMALL, "--data", "street:@test"), 2, "names a split"),
+        ((*TEACH, *SMALL, "--data", "street:?frames=4", "--set", "data.crop=big"), 2, "data.crop: size 'big'"),
         (("distill", "--student", "x", "--data", "street:"), 2, "no teacher"),
         (
             ("distill", "--teacher", "t", "--student", "x", "--data", "street:", "--method", "ldf"),
@@ -132,11 +138,46 @@ def test_overwrite_keeps_what_is_not_the_runs(run: Path, folder: Path) -> None:
     assert (run / "notes.txt").read_text() == "mine" and "random weights" in out and "best val mIoU" in out
 
 
+def test_a_call_that_fails_keeps_the_run_it_would_overwrite(run: Path, folder: Path) -> None:
+    before = (run / "model.safetensors").read_bytes()
+    for wrong in (("--set", "data.crop=big"), ("--weights", "/no/such.pth"), ("--device", "cuda:99")):
+        code, _, errors = invoke(*TEACH, *SMALL, "--data", f"folder:{folder}", "--out", run, "--overwrite", *wrong)
+        assert code in (1, 2) and errors.count("\n") == 1, errors
+        assert [p.name for p in run.iterdir()] == ["model.safetensors"]
+        assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_brackets_in_a_path_are_only_brackets(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "toy[/old]", {"train": 4, "val": 2})
+    code, text, errors = invoke(*TEACH, *SMALL, "--data", f"folder:{root}", "--out", tmp_path / "run[1]")
+    assert code == 0 and f"folder:{root}" in text and "run[1]/model.safetensors" in text, errors
+
+
+def test_labels_without_a_class_are_an_error_and_not_a_score(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "void", {"train": 4, "val": 2})
+    for path in (root / "masks/val").iterdir():
+        cv2.imwrite(str(path), np.full((48, 64), 255, np.uint8))
+    code, _, errors = invoke(*TEACH, *SMALL, "--data", f"folder:{root}", "--out", tmp_path / "o")
+    assert code == 1 and "no labelled pixel" in errors
+
+
+@pytest.mark.parametrize("module", ["torch", "rich", "cv2"])
+def test_a_missing_package_is_named_with_its_extra(module: str, folder: Path) -> None:
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        f"from lfd.cli import main; main(['teacher', '--out', 'never', '--data', 'folder:{folder}'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "lfd-toolkit[train]" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_resumed_run_keeps_its_configuration(tmp_path: Path, folder: Path) -> None:
     out = tmp_path / "out"
     assert invoke(*TEACH, *SMALL, "--data", f"folder:{folder}", "--out", out)[0] == 0
     code, _, errors = invoke("teacher", "--out", out, "--resume", "--batch", 4)
     assert code == 2 and "keeps its configuration" in errors
+    code, _, errors = invoke("teacher", "--out", out, "--resume", "--recipe", "cpu_small")
+    assert code == 2 and "leave --recipe" in errors
     code, text, errors = invoke("teacher", "--out", out, "--resume")
     assert code == 0 and "after step 2" in text, errors
 

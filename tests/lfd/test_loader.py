@@ -7,9 +7,11 @@ import torch
 
 from lfd.config import DataConfig
 from lfd.data import open_dataset
+from lfd.errors import DataError
 from lfd.loader import Cached, TrainStream, batches
 from lfd.losses.common import IGNORE
 from lfd.spec import Preprocess
+from tests.conftest import make_folder
 
 
 @pytest.fixture
@@ -31,6 +33,16 @@ def test_batches_are_the_same_from_any_start_and_with_any_number_of_workers(stre
         assert len(part) == 6 - first
         for a, b in zip(whole[first:], part, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_the_same_error_from_a_worker(tmp_path: Path, workers: int) -> None:
+    root = make_folder(tmp_path, {"train": 4})
+    (root / "images/train/002.png").write_bytes(b"not a picture")
+    stream = TrainStream(open_dataset(f"folder:{root}", "train"), DataConfig(), Preprocess((24, 32)), seed=3)
+    with pytest.raises(DataError, match=r"images/train/002\.png: not a picture") as caught:
+        list(batches(stream, 2, 0, 2, workers, pin=False))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_batch_is_bgr_uint8_with_void_at_ignore(stream: TrainStream) -> None:
@@ -55,5 +67,5 @@ def test_the_cache_reads_each_picture_once(folder: Path) -> None:
 
     source = Counting()
     cached = Cached(source)
-    assert list(cached.fill()) == [0, 1, 2, 3]
+    cached.fill()
     assert cached[2].name == "002" and cached[2] is cached[2] and source.reads == 4

@@ -134,7 +134,8 @@ def test_feature_term_is_the_masked_mean_square() -> None:
     mask = 0.5 + 0.5 * (kl / kl.mean()).clamp(0, 5)
     distance = (loss.adapter(s.taps["deep"]) - t.taps["deep"]).square().mean(1)
     expected = (mask * distance).sum() / mask.sum()
-    assert float(loss(s, t, target, 1.0)["fea"]) == pytest.approx(float(expected), rel=1e-5)
+    found = loss(s, t, target, 1.0)["fea"].detach()
+    assert float(found) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_kl_term_waits_until_the_head_has_learnt() -> None:
@@ -196,7 +197,7 @@ def test_void_pixels_are_inert(name: str) -> None:
     again = loss(spoilt[0], spoilt[1], target, 1.0)
     # The shared head's 3x3 filter sees one row into the void, so its terms may move a little: not these.
     for part in {"kd", "fea"} & set(parts):
-        assert float(again[part]) == pytest.approx(float(parts[part]), rel=1e-6)
+        assert float(again[part].detach()) == pytest.approx(float(parts[part].detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("grid", [(6, 8), (3, 4), (12, 16), (7, 9)])

@@ -107,6 +107,24 @@ def test_imagenet_weights_that_cannot_be_had_are_an_error_with_two_ways_out(monk
         create_model("deeplabv3_resnet18_os16", 5, "imagenet")
 
 
+@pytest.mark.parametrize("kind", ["code", "noise"])
+def test_a_spoilt_copy_in_torchs_cache_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    from torchvision.models import ResNet18_Weights
+
+    from tests.lfd.test_weights import Payload
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    copy = tmp_path / "hub/checkpoints" / ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
+    copy.parent.mkdir(parents=True)
+    if kind == "code":
+        torch.save(Payload(tmp_path / "pwned"), copy)
+    else:
+        copy.write_bytes(bytes(range(256)) * 12)
+    with pytest.raises(CheckpointError, match=r"remove a broken copy.*--weights none"):
+        create_model("deeplabv3_resnet18_os16", 5, "imagenet")
+    assert not (tmp_path / "pwned").exists()
+
+
 def test_imagenet_weights_through_torchvisions_api(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.models import ResNet18_Weights
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from lfd.checkpoint import CONTENTS, load_model
 from lfd.config import Config, from_mapping
-from lfd.errors import DataError, TrainingError
+from lfd.errors import CheckpointError, DataError, TrainingError
 from lfd.models import create_model
 from lfd.trainer import train
 from lfd.weights import load_state, read_tensors
@@ -85,12 +86,17 @@ def test_distilling_learns_and_logs_every_term(folder: Path, teacher: Path, tmp_
     assert spec.provenance["method"] == method and spec.provenance["teacher"] == "lraspp_mobilenet_v3_small"
 
 
-def test_resuming_equals_the_uninterrupted_run_bit_for_bit(folder: Path, teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "stop"), [("lraspp_mobilenet_v3_small", 3), ("deeplabv3_resnet18_os16", 4)])
+def test_resuming_equals_the_uninterrupted_run_bit_for_bit(
+    folder: Path, teacher: Path, tmp_path: Path, model: str, stop: int
+) -> None:
+    """Both where a validation was due at the stop, and with dropout, which draws from torch's generator."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(distilling(folder, teacher), whole, False, False, QUIET)
-    stop_after(3, lambda: train(distilling(folder, teacher), parts, False, False, QUIET))
-    assert load_state(parts / "resume.pt")["step"] == 3
-    train(distilling(folder, teacher), parts, True, False, QUIET)
+    run = distilling(folder, teacher, model=model)
+    train(run, whole, False, False, QUIET)
+    stop_after(stop, lambda: train(run, parts, False, False, QUIET))
+    assert load_state(parts / "resume.pt")["step"] == stop
+    train(run, parts, True, False, QUIET)
     a, b = load_state(whole / "resume.pt"), load_state(parts / "resume.pt")
     assert a["step"] == b["step"] == 6 and a["best"] == b["best"]
     assert all(torch.equal(a["distiller"][k], b["distiller"][k]) for k in a["distiller"])
@@ -99,6 +105,24 @@ def test_resuming_equals_the_uninterrupted_run_bit_for_bit(folder: Path, teacher
         json.loads(line)["step"] for line in (parts / "metrics.jsonl").read_text().splitlines() if "loss_task" in line
     ]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stop_at_the_last_step_still_gets_its_validation(folder: Path, tmp_path: Path) -> None:
+    run = config(folder, 4)
+    stop_after(4, lambda: train(run, tmp_path / "run", False, False, QUIET))
+    train(run, tmp_path / "run", True, False, QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val_miou" in line] == [3, 4]
+
+
+def test_a_log_that_cannot_be_written_is_one_error(folder: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (900, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: the log cannot be written"):
+            train(config(folder, 40, train={"eval_every": 40}), tmp_path / "run", False, False, QUIET)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def stop_after(steps: int, run: Any) -> None:
