@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lfd.console import guarded
+from lfd.console import Command, guarded
 from lfd.errors import require
 
 BUILT_IN = "street:"
@@ -33,7 +33,7 @@ class _Progress:
             click.echo("\r\x1b[K", nl=False, err=True)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, name="lfd-bench", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("students", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="STUDENT [MODEL ...]")
 @click.option("--teacher", required=True, type=click.Path(path_type=Path), help="Model the others are held against.")
 @click.option(

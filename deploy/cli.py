@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lfd.console import guarded
+from lfd.console import Command, guarded
 from lfd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 source lost or absent, 4 model does not
 """
 
 
-@click.command(name="lfd-run", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, name="lfd-run", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.argument("sinks", metavar="[SINK ...]", nargs=-1)
@@ -67,10 +67,9 @@ def run_main(
     from deploy.overlay import Overlay  # noqa: PLC0415
     from deploy.pipeline import run  # noqa: PLC0415
     from deploy.session import open_session  # noqa: PLC0415
-    from deploy.sinks import check_display, check_sinks, open_sink  # noqa: PLC0415
+    from deploy.sinks import check_display, check_outputs, open_sink  # noqa: PLC0415
     from deploy.sources import open_source  # noqa: PLC0415
     from lfd.errors import SinkError  # noqa: PLC0415
-    from lfd.files import check_free  # noqa: PLC0415
 
     if not sinks:
         try:
@@ -78,9 +77,7 @@ def run_main(
         except SinkError as error:
             raise UsageError(f"no sink given, and the default does not work here: {error}") from error
         sinks = ("display://",)
-    check_sinks(sinks, source, overwrite)
-    if json_path is not None:
-        check_free(json_path, overwrite)
+    check_outputs(sinks, source, model, overwrite, json_path)
     with open_session(model, threads=threads) as session:
         frames = open_source(source)
         overlay = Overlay(session.spec.labels, alpha)

@@ -94,7 +94,8 @@ class FilmSink:
             free = shutil.disk_usage(self._aside.parent).free
             if free < MIN_FREE_BYTES:
                 raise SinkError(
-                    f"{self._path}: the disk is full ({free >> 20} MiB left after {self._written} frames). "
+                    f"{self._path}: only {free >> 20} MiB are free on that disk after {self._written} frames; "
+                    f"a film stops at {MIN_FREE_BYTES >> 20} MiB. "
                     "Fix: free space, or write elsewhere"
                 )
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from deploy.record import BenchmarkResult
 from deploy.timing import PERCENTILES, TOLERANCE, Ratio, SingleStream, Timing, samples_needed
 from lfd.errors import UsageError
-from lfd.files import check_free, write_json, write_text
+from lfd.files import check_free, to_json, write_texts
 
 FILES = ("bench.json", "bench.md")
 
@@ -30,8 +30,7 @@ def check_out(folder: Path, overwrite: bool) -> None:
 
 def write_report(result: BenchmarkResult, folder: Path) -> None:
     """Write the record and the page into a folder, which is made; a reader never meets half a file."""
-    write_json(folder / FILES[0], asdict(result))
-    write_text(folder / FILES[1], markdown(result))
+    write_texts({folder / FILES[0]: to_json(asdict(result)), folder / FILES[1]: markdown(result)})
 
 
 class _Row(NamedTuple):

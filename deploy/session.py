@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deploy.artifact import BuildInfo, check_model_file
 from deploy.backends import ort
-from lfd.errors import unknown
+from lfd.errors import ModelError, unknown
 from lfd.preprocess import Image
 from lfd.spec import ModelSpec
 
@@ -72,8 +72,18 @@ def open_session(path: Path, backend: str = "ort", threads: int = 0) -> Inferenc
 
 
 def class_map(session: InferenceSession, image: Image) -> Image:
-    """Run one picture that has the model's size and return its (H, W) uint8 class map."""
+    """Run one picture that has the model's size and return its (H, W) uint8 class map.
+
+    Raises:
+        ModelError: The picture does not fit, the runtime failed, or a class comes out that the spec does not name.
+    """
     out = session.run(image[None])
     if session.spec.output == "logits":
         out = out.argmax(1)
-    return np.asarray(out[0], dtype=np.uint8)
+    classes = np.asarray(out[0], dtype=np.uint8)
+    if (largest := int(classes.max())) >= len(session.spec.labels):
+        raise ModelError(
+            f"the model gave class {largest}, but its ModelSpec names {len(session.spec.labels)} classes. "
+            "Fix: export again"
+        )
+    return classes

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -161,7 +161,6 @@ def _check_film(text: str, overwrite: bool) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder; expected the name of a film, or {path}/ for PNG masks")
     check_free(path, overwrite)
-    _check_parent(path)
 
 
 def _check_masks(text: str, overwrite: bool) -> None:
@@ -175,13 +174,7 @@ def _check_masks(text: str, overwrite: bool) -> None:
                 f"{path} is not empty (it holds {held}); choose another folder, or add to it and replace masks of "
                 "the same name with --overwrite"
             )
-    _check_parent(path)
-
-
-def _check_parent(path: Path) -> None:
-    parent = next(p for p in path.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"{path}: {parent} is {'not writable' if parent.is_dir() else 'a file, not a folder'}")
+    check_free(path / "x.png", overwrite=True)
 
 
 class SinkKind(NamedTuple):
@@ -222,29 +215,42 @@ def kind_of(text: str) -> str:
     raise UsageError(f"sink {text!r}: its suffix is none of {', '.join(CODECS)}; expected {_FORMS}")
 
 
-def check_sinks(texts: Sequence[str], source: str, overwrite: bool) -> None:
+def check_outputs(texts: Sequence[str], source: str, model: Path, overwrite: bool, summary: Path | None = None) -> None:
     """Judge the sinks a user typed, before a model is loaded.
 
     Args:
         texts: Sinks.
-        source: The source's text: a sink in its place is refused, whatever `overwrite` says.
+        source: The source's text: output in its place is refused, whatever `overwrite` says.
+        model: The model's file, likewise.
         overwrite: Whether files may be replaced.
+        summary: File for the summary, which is held to the same rules.
 
     Raises:
-        UsageError: A sink is unknown, given twice, in the way of a file, or in place of the source.
+        UsageError: A sink is unknown, given twice, in the way of a file, or in place of the source or the model.
         SinkError: There is no screen for display://.
     """
     seen: dict[Path | str, str] = {}
-    origin = Path(source).expanduser().resolve()
+    origins = {Path(source).expanduser().resolve(): "source", model.resolve(): "model"}
+    if summary is not None:
+        _keep(summary.resolve(), str(summary), origins)
+        check_free(summary, overwrite)
+        seen[summary.resolve()] = f"--json {summary}"
     for text in texts:
         kind = kind_of(text)
         key: Path | str = Path(text).expanduser().resolve() if kind in ("film", "masks") else text
         if key in seen:
             raise UsageError(f"sink {text!r} is the same as {seen[key]!r}; give each once")
-        if isinstance(key, Path) and (key == origin or (kind == "masks" and key == origin.parent)):
-            raise UsageError(f"sink {text!r} would write over the source {source!r}; choose another name")
+        if isinstance(key, Path):
+            _keep(key, text, origins)
+            if kind == "masks":
+                _keep(key, text, {origin.parent: what for origin, what in origins.items() if what == "source"})
         SINKS[kind].check(text, overwrite)
         seen[key] = text
+
+
+def _keep(path: Path, text: str, origins: Mapping[Path, str]) -> None:
+    if path in origins:
+        raise UsageError(f"output {text!r} would write over the {origins[path]} {str(path)!r}; choose another name")
 
 
 def open_sink(text: str, overlay: Overlay, info: VideoInfo) -> FrameSink:

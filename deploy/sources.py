@@ -17,7 +17,7 @@ import cv2
 from deploy.capture import CAMERA_TIMEOUT_S, Capture, silence_opencv
 from deploy.frames import Frame, FrameSource, VideoInfo
 from lfd.data.base import read_picture
-from lfd.errors import DataError, SourceError, UsageError
+from lfd.errors import DataError, SourceError, UsageError, unknown
 from lfd.preprocess import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -255,6 +255,8 @@ def kind_of(text: str) -> str:
     if scheme:
         raise UsageError(f"source {text!r}: {scheme[0]} is no source here yet; expected {_FORMS}")
     path = Path(text).expanduser()
+    if re.fullmatch(r"[a-z]{3,}:.*", text) and not path.exists():
+        raise unknown("source", text.partition(":")[0], ("street", "v4l2"))
     if path.is_dir() or path.suffix.lower() in PICTURES or (glob.has_magic(text) and not path.exists()):
         return "pictures"
     return "film"

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from lfd.console import guarded, parse_size
+from lfd.console import Group, guarded, parse_size
 from lfd.errors import ExportError, UsageError, require
 from lfd.files import check_free
 
 PARITY_PICTURES = 32
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="lfd-toolkit")
 def main() -> None:
     """Export trained networks, and prove that nothing was lost."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lfd.console import guarded
+from lfd.console import Group, guarded
 from lfd.errors import UsageError, require, unknown
 from lfd.files import check_free
 
@@ -69,7 +69,7 @@ def _start(
     from rich.console import Console  # noqa: PLC0415  torch and rich: not for --help
 
     from lfd.checkpoint import MODEL_FILE, STATE_FILE  # noqa: PLC0415
-    from lfd.config import apply_set, from_mapping, read_recipe, to_toml  # noqa: PLC0415
+    from lfd.config import apply_set, from_mapping, read_recipe  # noqa: PLC0415
     from lfd.models import MODELS  # noqa: PLC0415
     from lfd.trainer import train  # noqa: PLC0415
 
@@ -93,16 +93,12 @@ def _start(
         raise UsageError("no model; give --model or --student NAME, as `lfd-train list models` shows them")
     if config.train.model not in MODELS:
         raise unknown("model", config.train.model, MODELS)
-    if resume and to_toml(config) != saved.read_text(encoding="utf-8"):
-        raise UsageError(
-            f"a resumed run keeps its configuration; {saved} has another. Fix: give --out and --resume alone"
-        )
     console = Console(soft_wrap=True, highlight=False, markup=False)
     best = train(config, out, resume, overwrite, console)
     console.print(f"done     best val mIoU {best:.2%}; weights in {out / MODEL_FILE}")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="lfd-toolkit")
 def main() -> None:
     """Train segmentation networks, and distil compact ones from them."""
@@ -155,8 +151,8 @@ def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: b
     from lfd.data import open_dataset  # noqa: PLC0415
     from lfd.errors import DataError  # noqa: PLC0415
     from lfd.evaluate import check_labels, evaluate  # noqa: PLC0415
+    from lfd.job import pick_device  # noqa: PLC0415
     from lfd.normalize import Predictor  # noqa: PLC0415
-    from lfd.trainer import pick_device  # noqa: PLC0415
 
     model, spec = load_model(run)
     dataset = open_dataset(data, "test")

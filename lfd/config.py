@@ -157,7 +157,11 @@ class Config:
                     parse_size(text)
                 except UsageError as error:
                     raise UsageError(f"{key}: {error}") from error
-        _within("optimizer.warmup", self.optimizer.warmup, 0, self.train.steps)
+        if not 0 <= self.optimizer.warmup <= self.train.steps:
+            raise UsageError(
+                f"optimizer.warmup = {self.optimizer.warmup}; expected 0 to train.steps = {self.train.steps}. "
+                "Fix: --set optimizer.warmup=N"
+            )
 
 
 def _within(key: str, value: float, low: float, high: float) -> None:
@@ -259,6 +263,20 @@ def apply_set(record: dict[str, Any], assignments: Iterable[str]) -> dict[str, A
             target = target[part]
         target[path[-1]] = value
     return result
+
+
+_ELSEWHERE = ("data.source", "data.workers", "data.cache", "distill.teacher", "train.device", "train.log_every")
+"""Keys that a resumed run may change: where things are, not what is done."""
+
+
+def difference(before: str, after: str) -> str:
+    """Return the first key in which two configurations, as TOML, would run differently; "" when none."""
+    old, new = (
+        {f"{section}.{key}": value for section, values in tomllib.loads(text).items() for key, value in values.items()}
+        for text in (before, after)
+    )
+    changed = [key for key in {**old, **new} if key not in _ELSEWHERE and old.get(key) != new.get(key)]
+    return changed[0] if changed else ""
 
 
 def to_toml(config: Config) -> str:

@@ -6,8 +6,8 @@ import errno
 import functools
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -17,7 +17,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EXIT_INTERRUPTED = 130
-_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), " Fix: free space on that disk, or write elsewhere"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), " Fix: choose a place that you may write to"),
+}
 
 
 def guarded(command: Callable[P, T]) -> Callable[P, T]:
@@ -41,10 +44,45 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
             sys.exit(141)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            fix = " Fix: free space on that disk, or write elsewhere" if error.errno in _SPACE else ""
-            _end(f"{where}{error.strerror or error}.{fix}", 1)
+            _end(f"{where}{error.strerror or error}.{_FIXES.get(error.errno or 0, '')}", 1)
 
     return run
+
+
+class _OneLine(click.Command):
+    """Makes click's own usage errors one line, as all others are."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run as a program; see `click.Command.main`."""
+        call = functools.partial(super().main, args, prog_name, complete_var, standalone_mode=False, **extra)
+        if not standalone_mode:
+            return call()
+        try:
+            sys.exit(call() or 0)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            name = context.command_path if context else self.name
+            _end(f"{error.format_message().rstrip('.')}. See: {name} --help", error.exit_code)
+        except click.Abort:
+            _end("interrupted", EXIT_INTERRUPTED)
+
+
+class Command(_OneLine):
+    """A command of the toolkit."""
+
+
+class Group(_OneLine, click.Group):
+    """A command of the toolkit with subcommands."""
 
 
 def _end(message: str, code: int) -> NoReturn:

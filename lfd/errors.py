@@ -79,7 +79,8 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UsageError:
         known: The names that exist.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(value, names, n=1)
+    begin = [name for name in names if value and name.startswith(value)]
+    close = difflib.get_close_matches(value, names, n=1) or begin
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UsageError(f"unknown {kind} {value!r}.{hint} Known: {', '.join(names)}")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ def check_free(path: Path, overwrite: bool) -> None:
     """Refuse to replace what a user made.
 
     Raises:
-        UsageError: The path exists and `overwrite` is false.
+        UsageError: The path exists and `overwrite` is false, or nothing can be written there.
     """
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; choose another name, or replace it with --overwrite")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        what = "not writable" if parent.is_dir() else "a file, not a folder"
+        raise UsageError(f"{path}: {parent} is {what}; choose another place")
 
 
 @contextmanager
@@ -41,6 +46,10 @@ def replacing(path: Path) -> Iterator[Path]:
             with aside.open("rb") as file:
                 os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
@@ -54,10 +63,42 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file through `replacing`."""
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write text files that belong together: none gets its name before all are written."""
+    with contextlib.ExitStack() as stack:
+        for aside, text in [(stack.enter_context(replacing(path)), text) for path, text in texts.items()]:
+            aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file through `replacing`; NaN and infinities are refused, as JSON has none."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Return a value as the text of a JSON file."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        UsageError: Another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UsageError(
+            f"{folder}: another process is at work in it; wait for it, or choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -7,6 +7,7 @@ runtime and printed in the report, so that nobody types a mean or a class name t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,7 @@ METADATA_KEY = "lfd_model_spec"
 
 MAX_JSON_BYTES = 1 << 20
 MAX_SIDE = 1 << 14
+MAX_NAME = 64
 
 Scalar = str | int | float | bool | None
 
@@ -40,7 +42,8 @@ class Labels:
     def __post_init__(self) -> None:
         _check(1 <= len(self.names) <= 255, f"{len(self.names)} classes; expected 1 to 255")
         _check(len(set(self.names)) == len(self.names), "two classes have the same name")
-        _check(all(name and name.isprintable() for name in self.names), "a class name is empty or not printable")
+        named = all(0 < len(name) <= MAX_NAME and name.isprintable() for name in self.names)
+        _check(named, f"a class name is empty, not printable or longer than {MAX_NAME} characters")
         _check(len(self.colors) == len(self.names), f"{len(self.colors)} colors for {len(self.names)} classes")
         _check(all(0 <= v <= 255 for c in self.colors for v in c), "a color component outside [0, 255]")
         _check(len(self.names) <= self.ignore_index <= 255, f"ignore_index {self.ignore_index} is a class or above 255")
@@ -100,6 +103,8 @@ class ModelSpec:
         _check(self.output in ("class_map", "logits"), f"output {self.output!r}; expected class_map or logits")
         scalars = all(isinstance(k, str) and isinstance(v, Scalar) for k, v in self.provenance.items())
         _check(scalars, "provenance holds something other than text, numbers and truth values")
+        finite = all(math.isfinite(v) for v in self.provenance.values() if isinstance(v, float))
+        _check(finite, "provenance holds a number that is not finite")
 
     def to_json(self) -> str:
         """Return the record as JSON text that `from_json` reads back to an equal value."""

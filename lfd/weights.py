@@ -80,7 +80,7 @@ def load_state(path: Path) -> Any:
         ) from error
     except Exception as error:  # garbage leads the unpickler to any exception there is
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise CheckpointError(f"{path}: broken or cut short ({reason})") from error
+        raise CheckpointError(f"{path}: broken or cut short ({reason}); copy or make it again") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -111,7 +111,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: broken or cut short ({str(error).splitlines()[0][:160]})") from error
+        raise CheckpointError(
+            f"{path}: broken or cut short ({str(error).splitlines()[0][:160]}); copy or make it again"
+        ) from error
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:

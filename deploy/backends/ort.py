@@ -58,6 +58,17 @@ class OrtSession:
             raise ModelError(f"{path}: its graph does not take one uint8 frame. Fix: write it with lfd-export onnx")
         if tuple(inputs[0].shape[1:]) != wanted:
             raise ModelError(f"{path}: takes {inputs[0].shape[1:]}, but its ModelSpec says {wanted}. Fix: export again")
+        form = {"class_map": ("tensor(uint8)", 3), "logits": ("tensor(float)", 4)}[self.spec.output]
+        if (outputs[0].type, len(outputs[0].shape)) != form:
+            raise ModelError(
+                f"{path}: gives {outputs[0].type} {outputs[0].shape}, but its ModelSpec says {self.spec.output}. "
+                "Fix: export again"
+            )
+        if self.spec.output == "logits" and outputs[0].shape[1] != len(self.spec.labels):
+            raise ModelError(
+                f"{path}: gives {outputs[0].shape[1]} classes, but its ModelSpec names {len(self.spec.labels)}. "
+                "Fix: export again"
+            )
         self._input, self._batch = inputs[0].name, inputs[0].shape[0]
 
     def run(self, batch: Image) -> NDArray[Any]:

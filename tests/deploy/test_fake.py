@@ -44,3 +44,9 @@ def test_a_batch_that_does_not_fit(spec: ModelSpec) -> None:
     session.close()
     with pytest.raises(ModelError):
         session.run(np.zeros((1, 24, 32, 3), np.uint8))
+
+
+def test_a_class_that_the_spec_does_not_name_is_refused(spec: ModelSpec) -> None:
+    session = FakeSession(spec, rule=lambda image: np.full(image.shape[:2], 3, np.uint8))
+    with pytest.raises(ModelError, match="class 3, but its ModelSpec names 3 classes"):
+        class_map(session, np.zeros((24, 32, 3), np.uint8))

@@ -11,11 +11,13 @@ from doubles import picture, read_film
 import deploy.film
 from deploy.frames import Frame, FrameSink, VideoInfo
 from deploy.overlay import Overlay
-from deploy.sinks import SINKS, check_sinks, has_screen, kind_of, open_sink
+from deploy.sinks import SINKS, check_outputs, has_screen, kind_of, open_sink
 from lfd.errors import SinkError, UsageError
 from lfd.spec import ModelSpec
 
 FILMS = ("out.webm", "out.mp4", "out.avi")
+
+MODEL = Path("model.onnx")
 
 
 def make(text: object, spec: ModelSpec, live: bool = False) -> FrameSink:
@@ -93,7 +95,7 @@ def test_a_full_disk_is_noticed_while_writing(tmp_path: Path, spec: ModelSpec, m
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(deploy.film.shutil, "disk_usage", lambda path: usage(10, 10, 0))
     sink = make(tmp_path / "out.avi", spec)
-    with pytest.raises(SinkError, match=r"out\.avi: the disk is full \(0 MiB left after 25 frames\)"):
+    with pytest.raises(SinkError, match=r"out\.avi: only 0 MiB are free on that disk after 25 frames"):
         for index in range(100):
             sink.write(frame(index), classes(0))
     sink.close(False)
@@ -175,10 +177,10 @@ def test_display_says_what_is_missing(spec: ModelSpec, monkeypatch: pytest.Monke
         make("display://", spec)
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: "GUI:    QT5")
     with pytest.raises(SinkError, match="there is no screen"):
-        check_sinks(["display://"], "0", False)
+        check_outputs(["display://"], "0", MODEL, False)
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:                           NONE\n")
     with pytest.raises(SinkError, match="built without windows"):
-        check_sinks(["display://"], "0", False)
+        check_outputs(["display://"], "0", MODEL, False)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +208,12 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     film, folder = tmp_path / "a.webm", tmp_path / "d"
     film.write_bytes(b"x")
     folder.mkdir()
-    check_sinks([f"{folder}/"], "0", False)
+    check_outputs([f"{folder}/"], "0", MODEL, False)
     (folder / "x").write_bytes(b"x")
     for sink, match in ((str(film), "exists; choose another name"), (f"{folder}/", r"is not empty \(it holds x\)")):
         with pytest.raises(UsageError, match=match):
-            check_sinks([sink], "0", False)
-        check_sinks([sink], "0", True)
+            check_outputs([sink], "0", MODEL, False)
+        check_outputs([sink], "0", MODEL, True)
 
 
 def test_sinks_in_each_others_way(tmp_path: Path) -> None:
@@ -219,19 +221,27 @@ def test_sinks_in_each_others_way(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "a.png").write_bytes(b"x")
     with pytest.raises(UsageError, match="give each once"):
-        check_sinks([f"{tmp_path}/a.avi", f"{tmp_path}/./a.avi"], "0", False)
+        check_outputs([f"{tmp_path}/a.avi", f"{tmp_path}/./a.avi"], "0", MODEL, False)
     for sink, source in (
         (f"{tmp_path}/in.avi", f"{tmp_path}/in.avi"),
         (f"{tmp_path}/p/", f"{tmp_path}/p"),
         (f"{tmp_path}/p/", f"{tmp_path}/p/*.png"),
     ):
         with pytest.raises(UsageError, match="would write over the source"):
-            check_sinks([sink], source, True)
+            check_outputs([sink], source, MODEL, True)
     with pytest.raises(UsageError, match="is a file, not a folder"):
-        check_sinks([f"{tmp_path}/in.avi/x.avi"], "0", False)
+        check_outputs([f"{tmp_path}/in.avi/x.avi"], "0", MODEL, False)
     with pytest.raises(UsageError, match="is a folder"):
-        check_sinks_film_folder(tmp_path)
+        check_film_folder(tmp_path)
 
 
-def check_sinks_film_folder(tmp_path: Path) -> None:
+def check_film_folder(tmp_path: Path) -> None:
     SINKS["film"].check(str(tmp_path), False)
+
+
+@pytest.mark.parametrize("name", ["film.avi", "model.onnx", "out.webm"])
+def test_the_summary_never_replaces_source_model_or_sink(tmp_path: Path, name: str) -> None:
+    source, model, sink = (tmp_path / n for n in ("film.avi", "model.onnx", "out.webm"))
+    with pytest.raises(UsageError, match=r"would write over|give each once"):
+        check_outputs([str(sink)], str(source), model, True, tmp_path / name)
+    check_outputs([str(sink)], str(source), model, False, tmp_path / "summary.json")

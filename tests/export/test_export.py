@@ -136,6 +136,15 @@ def test_sizes_and_classes_must_fit(exported: tuple[Path, Path], folder: Path) -
         )
 
 
+def test_a_spec_that_is_not_the_graphs_is_refused(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    proto = onnx.load(exported[1])
+    spec = ModelSpec.from_json(proto.metadata_props[0].value, "x")
+    proto.metadata_props[0].value = dataclasses.replace(spec, output="logits").to_json()
+    onnx.save(proto, tmp_path / "lies.onnx")
+    with pytest.raises(ModelError, match="its ModelSpec says logits"):
+        open_session(tmp_path / "lies.onnx")
+
+
 class TwoStems(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

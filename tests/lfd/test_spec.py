@@ -59,6 +59,8 @@ GOOD = json.loads(ModelSpec("m", LABELS, Preprocess((4, 4))).to_json())
         ({"preprocess": None}, "cannot be read"),
         ({"provenance": {"a": [1]}}, "provenance"),
         ({"model": 7}, "expected text"),
+        ({"labels": {"names": ["a" * 65], "colors": [[0, 0, 0]], "ignore_index": 255}}, "longer than 64"),
+        ({"provenance": {"miou": float("nan")}}, "not finite"),
     ],
 )
 def test_a_bad_record_is_named(change: dict[str, object], says: str) -> None:

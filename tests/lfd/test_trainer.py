@@ -18,7 +18,8 @@ from rich.console import Console
 
 from lfd.checkpoint import CONTENTS, load_model
 from lfd.config import Config, from_mapping
-from lfd.errors import CheckpointError, DataError, TrainingError
+from lfd.errors import CheckpointError, DataError, TrainingError, UsageError
+from lfd.files import locked
 from lfd.models import create_model
 from lfd.trainer import train
 from lfd.weights import load_state, read_tensors
@@ -123,6 +124,31 @@ def test_a_log_that_cannot_be_written_is_one_error(folder: Path, tmp_path: Path)
             train(config(folder, 40, train={"eval_every": 40}), tmp_path / "run", False, False, QUIET)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_an_edited_configuration_is_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(config(folder, 3), out, False, False, QUIET)
+    with pytest.raises(UsageError, match=r"another train\.batch"):
+        train(config(folder, 3, train={"batch": 8}), out, True, False, QUIET)
+    train(config(folder, 3, data={"workers": 1}), out, True, False, QUIET)
+
+
+def test_two_runs_in_one_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UsageError, match="another process"):
+        train(config(folder, 3), tmp_path, False, True, QUIET)
+
+
+def test_a_run_that_fails_before_its_first_state_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise CheckpointError("no space")
+
+    monkeypatch.setattr("lfd.trainer.save_model", full)
+    with pytest.raises(CheckpointError, match="no space"):
+        train(config(folder, 3), tmp_path / "a/run", False, False, QUIET)
+    assert not (tmp_path / "a/run").exists()
 
 
 def stop_after(steps: int, run: Any) -> None:
