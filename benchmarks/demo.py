@@ -26,7 +26,7 @@ from lfd.picture import colorize, table
 from lfd.preprocess import fit_frame, restore_map
 
 MARKER = ".lfd-demo"
-FILM = "street:?seed=7&frames=250"
+FILM = "street:?seed=7&frames=200"
 
 
 def draw(data: str, models: list[Path], path: Path, count: int = 6) -> None:
@@ -52,7 +52,7 @@ def draw(data: str, models: list[Path], path: Path, count: int = 6) -> None:
 @click.option("--data", default="street:", show_default=True, help="Data set, such as camvid:PATH.")
 @click.option("--video", help="Film, camera or pictures for the last step; the built-in drive by default.")
 @click.option("--teacher", default="deeplabv3_resnet18_os8", show_default=True)
-@click.option("--student", default="lraspp_mobilenet_v3_large", show_default=True)
+@click.option("--student", default="lraspp_mobilenet_v3_small", show_default=True)
 @click.option(
     "--steps", type=click.IntRange(1), help="Steps of each training, for a quick look; the recipes' own by default."
 )
@@ -86,7 +86,7 @@ def main(data: str, video: str | None, teacher: str, student: str, steps: int | 
     scores = demo.run("score the baseline", "lfd-train", "eval", runs["baseline"], *on, "--json", capture=True)
     demo.run("run the student", "lfd-run", exports["student"], video or FILM, out / "student.webm")
     rivals = ["lfd-bench", exports["student"], "--teacher", exports["teacher"], *on]
-    demo.run("benchmark", *rivals, "--seconds", 6, "--out", out / "bench")
+    demo.run("benchmark", *rivals, "--seconds", 4, "--out", out / "bench")
     draw(data, list(exports.values()), out / "side-by-side.png")
     bench = json.loads((out / "bench" / "bench.json").read_text(encoding="utf-8"))
     report(demo, bench, json.loads(scores)["miou"], out, time.monotonic() - began)
@@ -97,23 +97,25 @@ def report(demo: Commands, bench: dict[str, Any], baseline: float, out: Path, se
     student, teacher = bench["students"][0], bench["teacher"]
     result, versus = student["result"], student["versus"]
     gain = result["accuracy"]["miou"] - baseline
-    lines = [
-        f"{'':<28}{'mIoU test':>10}{'p50 ms':>9}{'MB':>8}{'M params':>10}",
-        *(
-            f"{label:<28}{m['accuracy']['miou']:>10.2%}{m['single']['end_to_end']['p50_ms'] or float('nan'):>9.2f}"
-            f"{m['file_bytes'] / 1e6:>8.1f}{(m['params'] or 0) / 1e6:>10.2f}"
-            for label, m in ((f"teacher {teacher['model']}", teacher), (f"student {result['model']}", result))
-        ),
-        f"{'  same, without a teacher':<28}{baseline:>10.2%}",
+    columns = ("mIoU, %", "median, ms", "file, MB", "parameters, M")
+    widths = [len(column) + 3 for column in columns]
+    lines = ["on the test split".ljust(44) + "".join(c.rjust(w) for c, w in zip(columns, widths, strict=True))]
+    for role, m in (("teacher", teacher), ("student, LFD", result)):
+        median = m["single"]["end_to_end"]["latency"]["p50_ms"]
+        cells = (100 * m["accuracy"]["miou"], median, m["file_bytes"] / 1e6, m["params"] / 1e6)
+        numbers = (f"{cell:.2f}".rjust(w) for cell, w in zip(cells, widths, strict=True))
+        lines.append(f"{role:<16}{m['model']:<28}" + "".join(numbers))
+    lines += [
+        f"{'student, alone':<16}{result['model']:<28}" + f"{100 * baseline:.2f}".rjust(widths[0]),
         "",
         (
-            f"student against teacher: {versus['faster_end_to_end']['median']:.1f} times faster, "
-            f"{versus['miou_kept']:.1%} of its mIoU; {100 * gain:+.2f} mIoU points by LFD"
+            f"The student is {versus['faster_end_to_end']['median']:.1f} times faster than its teacher and keeps "
+            f"{versus['miou_kept']:.1%} of its mIoU; LFD made {100 * gain:+.2f} points of difference to it."
         ),
         "",
         *(f"{name:<28}{value:>8.1f} s" for name, value in demo.seconds.items()),
         (
-            f"{'in all':<28}{seconds:>8.1f} s, peak memory of a process "
+            f"{'in all':<28}{seconds:>8.1f} s, largest process "
             f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9:.2f} GB"
         ),
     ]
