@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
+import os
 import shlex
-import subprocess
-import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import click
 
 from lfd.errors import LfdError
 
+ENTRIES = {
+    "lfd-train": "lfd.cli:main",
+    "lfd-export": "export.cli:main",
+    "lfd-run": "deploy.cli:run_main",
+    "lfd-bench": "deploy.bench_cli:main",
+}
+
+
+def preload() -> None:
+    """Import what the commands need: torch and torchvision take seconds, and a forked command has them already."""
+    for module in ("lfd.trainer", "export.to_onnx", "export.verify"):
+        importlib.import_module(module)
+
+
+def _call(words: list[str], output: int | None) -> None:
+    if output is not None:
+        os.dup2(output, 1)
+    module, _, name = ENTRIES[words[0]].partition(":")
+    getattr(importlib.import_module(module), name).main(words[1:], prog_name=words[0])
+
 
 @dataclass
 class Commands:
-    """Runs commands and keeps what was typed and how long each took.
+    """Runs commands, each in a process of its own, and keeps what was typed and how long each took.
 
     Attributes:
         seconds: Name of a step to its wall time.
@@ -36,15 +57,19 @@ class Commands:
         self.typed.append(shlex.join(words))
         click.secho(f"\n$ {self.typed[-1]}", bold=True)
         began = time.monotonic()
-        program = Path(sys.executable).with_name(words[0])
-        output = subprocess.PIPE if capture else None
-        with subprocess.Popen([program, *words[1:]], text=True, stdout=output) as process:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+            output = file.fileno() if capture else None
+            # Forked, not spawned: what `preload` imported is there. No thread has been started yet.
+            process = multiprocessing.get_context("fork").Process(target=_call, args=(words, output))
+            process.start()
             try:
-                printed, _ = process.communicate()
+                process.join()
             except KeyboardInterrupt:
-                process.wait()  # the terminal has interrupted it too: let it save what it does
+                process.join()  # the terminal has interrupted it too: let it save what it does
                 raise
+            file.seek(0)
+            printed = file.read()
         self.seconds[name] = time.monotonic() - began
-        if process.returncode:
-            raise LfdError(f"the step {name!r} ended with exit code {process.returncode}; its message is above")
-        return printed or ""
+        if process.exitcode:
+            raise LfdError(f"the step {name!r} ended with exit code {process.exitcode}; its message is above")
+        return printed

@@ -16,7 +16,7 @@ import click
 import cv2
 import numpy as np
 
-from benchmarks.commands import Commands
+from benchmarks.commands import Commands, preload
 from deploy.session import class_map, open_session
 from lfd.console import guarded
 from lfd.data import open_dataset
@@ -69,6 +69,7 @@ def main(data: str, video: str | None, teacher: str, student: str, steps: int | 
         shutil.rmtree(out)
     write_text(out / MARKER, "Made by make demo; the next one replaces this folder.\n")
     began, demo = time.monotonic(), Commands()
+    preload()
     runs = {name: out / name for name in ("teacher", "student", "baseline")}
     exports = {name: out / f"{name}.onnx" for name in ("teacher", "student")}
     supervised, on = ["lfd-train", "teacher", "--model"], ["--data", data]
