@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lfd.console import Command, guarded
-from lfd.errors import UsageError
+from lfd.errors import UsageError, require
 
 if TYPE_CHECKING:
     from deploy.pipeline import RunSummary
@@ -64,6 +64,7 @@ def run_main(
     json_path: Path | None,
 ) -> None:
     """Parse, check, open, run, print."""
+    require("cv2", "deploy")
     from deploy.overlay import Overlay  # noqa: PLC0415
     from deploy.pipeline import run  # noqa: PLC0415
     from deploy.session import open_session  # noqa: PLC0415

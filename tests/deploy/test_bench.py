@@ -236,7 +236,10 @@ OTHER = ModelSpec("fake", Labels(("dark", "bright"), LABELS.colors), Preprocess(
         ([FakeSession(SPEC), ModelError("one"), ModelError("two")], "a: one; b: two"),
         ([FakeSession(SPEC), FakeSession(OTHER)], "class 1: bright in the model, light in the teacher"),
         ([FakeSession(OTHER), FakeSession(OTHER)], "class 1: bright in the model, light in the data set halves@test"),
-        ([FakeSession(SPEC), FakeSession(SPEC, rule=lambda i: np.full((8, 8), 9, np.uint8))], "outside the 2 classes"),
+        (
+            [FakeSession(SPEC), FakeSession(SPEC, rule=lambda i: np.full((8, 8), 9, np.uint8))],
+            "class 9, but its ModelSpec names 2 classes",
+        ),
     ],
 )
 def test_nothing_left_to_report_is_an_error(run: Bench, models: list[FakeSession | LfdError], message: str) -> None:

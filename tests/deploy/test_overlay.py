@@ -98,7 +98,7 @@ def test_each_frame_is_painted_once_and_the_pace_is_shown() -> None:
     assert (before != after).any()
 
 
-@pytest.mark.parametrize("name", ["Straße", "道路", "a" * 200])
+@pytest.mark.parametrize("name", ["Straße", "道路", "W" * 64])
 def test_names_that_the_font_may_not_have(name: str) -> None:
     odd = Labels((name,), ((1, 2, 3),))
     Overlay(odd).paint(Frame(np.zeros((120, 160, 3), np.uint8), 0, 0), np.zeros((120, 160), np.uint8))

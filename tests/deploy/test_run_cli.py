@@ -173,3 +173,13 @@ def test_a_real_drive(tiny_model: Path, real: Path, tmp_path: Path) -> None:
     result = lfd_run(tiny_model, film, tmp_path / "o.mp4")
     assert result.exit_code == 0 and "221 captured, 221 shown, 0 dropped" in result.stdout
     assert [f.shape for f in read_film(tmp_path / "o.mp4")] == [(540, 960, 3)] * 221
+
+
+@pytest.mark.parametrize("module", ["cv2", "onnxruntime"])
+def test_a_missing_package_is_named_with_its_extra(tiny_model: Path, module: str) -> None:
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        f"from deploy.cli import run_main; run_main([{str(tiny_model)!r}, 'street:?frames=1', 'null://'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "lfd-toolkit[deploy]" in done.stderr and done.stderr.count("\n") == 1
