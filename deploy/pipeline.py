@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -36,6 +37,7 @@ PATIENCE_S = 0.8
 """How long a reader that hangs in its device is waited for at the end. It is a daemon, and left then."""
 KEPT_SAMPLES = 100_000
 """Durations kept a stage, the latest: an hour of a camera, in a few megabytes."""
+READER_NICE = 10
 STAGES = ("read", "fit", "infer", "restore", "write")
 
 
@@ -166,6 +168,7 @@ class _Run:
         )
 
     def _read(self) -> None:
+        _give_way()
         preprocess = self._session.spec.preprocess
         frames = iter(self._source)
         limit = None if self._live else self._max_frames
@@ -279,6 +282,16 @@ class _Run:
     def _miou(self) -> float | None:
         value = self._matrix.miou() if self._matrix is not None else float("nan")
         return None if np.isnan(value) else value
+
+
+def _give_way() -> None:
+    """Lower this thread's priority, where the system has one for each thread (Linux).
+
+    The reader has a whole inference to prepare the next frame in, and the model's threads leave gaps; at equal
+    priority it pushes one of them aside, and all others wait for that one.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), READER_NICE)
 
 
 def resident_mb() -> float | None:

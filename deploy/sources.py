@@ -6,6 +6,7 @@ A source is one class here and one line in SOURCES; `open_source` finds the kind
 from __future__ import annotations
 
 import glob
+import os
 import re
 import threading
 import time
@@ -42,7 +43,9 @@ class FilmSource:
         self._path = path = Path(text).expanduser()
         if not path.is_file():
             raise SourceError(f"{text}: no such file; expected {_FORMS}")
-        self._capture = Capture(str(path), cv2.CAP_FFMPEG, [])
+        # On two cores FFmpeg's own threads only push the model's aside: efficiency 0.91 with them, 0.925 without.
+        threads = [cv2.CAP_PROP_N_THREADS, 1] if (os.cpu_count() or 1) <= 2 else []
+        self._capture = Capture(str(path), cv2.CAP_FFMPEG, threads)
         first = self._capture.read() if self._capture.is_opened() else None
         if first is None:
             self._capture.close()
