@@ -28,7 +28,7 @@ def _need() -> None:
 
 def _data_of(run: Path, data: str | None) -> str:
     """Return the data set to check on: the one given, or the one that the run was trained on."""
-    from lfd.config import from_mapping, read_recipe  # noqa: PLC0415
+    from lfd.recipe import from_mapping, read_recipe  # noqa: PLC0415
 
     if data is not None:
         return data

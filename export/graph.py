@@ -62,6 +62,7 @@ class DeployGraph(nn.Module):
         self.network = copy.deepcopy(model).cpu().float().eval()
         self.size_hw = preprocess.size_hw
         self.output = output
+        self.align_corners = bool(getattr(model, "align_corners", False))
         first = _first_convolution(self.network, preprocess.size_hw)
         order = [2, 1, 0] if preprocess.color == "RGB" else [0, 1, 2]
         mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
@@ -73,7 +74,7 @@ class DeployGraph(nn.Module):
         """Return the class map, or the logits, at the frame's size."""
         pixels = (frame.float() - self.mean).permute(0, 3, 1, 2)
         logits: Tensor = self.network(pixels)["out"]
-        full = F.interpolate(logits, self.size_hw, mode="bilinear", align_corners=False)
+        full = F.interpolate(logits, self.size_hw, mode="bilinear", align_corners=self.align_corners)
         if self.output == "logits":
             return full
         return full.argmax(1).float().to(torch.uint8)

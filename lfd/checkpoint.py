@@ -18,9 +18,9 @@ from pathlib import Path
 from torch import nn
 
 from lfd.errors import CheckpointError, ModelError, UsageError
-from lfd.models import create_model
-from lfd.spec import METADATA_KEY, ModelSpec
-from lfd.weights import fill, load_state, read_safetensors, save_tensors
+from lfd.models import cirkd, create_model
+from lfd.spec import METADATA_KEY, Labels, ModelSpec
+from lfd.weights import fill, read_safetensors, read_tensors, save_tensors
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "resume.pt"
@@ -63,8 +63,13 @@ def model_file(path: Path) -> Path:
     return path
 
 
-def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
-    """Load a network from a run directory or a .safetensors file that lfd-train wrote.
+def load_model(path: Path, adopt: tuple[Labels, tuple[int, int]] | None = None) -> tuple[nn.Module, ModelSpec]:
+    """Load a network from a run directory, a .safetensors file that lfd-train wrote, or the CIRKD family's .pth.
+
+    Args:
+        path: Run or file.
+        adopt: Classes and input size for a checkpoint of the CIRKD family, which does not say its own; None
+            refuses such a file.
 
     Returns:
         The network in evaluation mode, and its specification.
@@ -74,10 +79,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
     """
     file = model_file(path)
     if file.suffix != ".safetensors":
-        load_state(file)  # says so when it is broken or dangerous
-        raise CheckpointError(
-            f"{file}: has weights but no ModelSpec (classes, input); expected a run of lfd-train or its {MODEL_FILE}"
-        )
+        return _adopt(file, adopt)
     state, metadata = read_safetensors(file)
     if METADATA_KEY not in metadata:
         raise CheckpointError(f"{file}: has no ModelSpec in its metadata; expected a file written by lfd-train")
@@ -91,3 +93,25 @@ def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
         raise CheckpointError(f"{file}: its ModelSpec names a network that is not here: {error}") from error
     fill(model, state, str(file))
     return model.eval(), spec
+
+
+def _adopt(file: Path, given: tuple[Labels, tuple[int, int]] | None) -> tuple[nn.Module, ModelSpec]:
+    """Load a checkpoint of the CIRKD family with the classes and size that it does not say."""
+    state = read_tensors(file)
+    if cirkd.recognise(state) is None:
+        raise CheckpointError(
+            f"{file}: has weights but no ModelSpec (classes, input), and is not of the CIRKD family, whose "
+            f"DeepLabV3 and PSPNet are known by their keys; expected a run of lfd-train or its {MODEL_FILE}"
+        )
+    if given is None:
+        raise CheckpointError(
+            f"{file}: a checkpoint of the CIRKD family, which does not say its classes and input size. "
+            "Fix: `lfd-train import` makes a file that does"
+        )
+    labels, size_hw = given
+    model, name, num_classes = cirkd.load(state, str(file))
+    if num_classes != len(labels):
+        raise CheckpointError(
+            f"{file}: has {num_classes} classes, the data set {len(labels)}; expected a checkpoint of that data set"
+        )
+    return model.eval(), ModelSpec(name, labels, cirkd.preprocess(size_hw), provenance={"weights": "cirkd"})

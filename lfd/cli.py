@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,8 +30,8 @@ def _run_options(command: F) -> F:
         click.option("--batch", type=int, help="Pictures a step."),
         click.option("--seed", type=int, help="Of weights, order and augmentation."),
         click.option("--device", help="auto, cpu, cuda."),
-        click.option("--amp", help="Autocast: off or bf16."),
-        click.option("--compile", is_flag=True, default=None, help="torch.compile the network."),
+        click.option("--amp", help="Autocast: off, bf16 or fp16."),
+        click.option("--compile", is_flag=True, default=None, help="torch.compile the networks."),
         click.option("--resume", is_flag=True, help="Go on with the run in --out."),
         click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
     ]
@@ -62,15 +63,22 @@ _KEYS = {
 
 
 def _start(
-    out: Path, recipe: str | None, assignments: tuple[str, ...], resume: bool, overwrite: bool, **given: Any
+    out: Path,
+    recipe: str | None,
+    assignments: tuple[str, ...],
+    resume: bool,
+    overwrite: bool,
+    default_method: str = "",
+    **given: Any,
 ) -> None:
-    """Put the configuration together and train."""
+    """Put the configuration together and train; `default_method` is taken where neither option nor recipe says one."""
     _need()
     from rich.console import Console  # noqa: PLC0415  torch and rich: not for --help
 
     from lfd.checkpoint import MODEL_FILE, STATE_FILE  # noqa: PLC0415
-    from lfd.config import apply_set, from_mapping, read_recipe  # noqa: PLC0415
+    from lfd.losses import METHODS  # noqa: PLC0415
     from lfd.models import MODELS  # noqa: PLC0415
+    from lfd.recipe import apply_set, from_mapping, read_recipe  # noqa: PLC0415
     from lfd.trainer import train  # noqa: PLC0415
 
     saved = out / "config.toml"
@@ -82,6 +90,8 @@ def _start(
         check_free(out, overwrite)
     record = read_recipe(str(saved) if resume else recipe or "default")
     record = apply_set(record, assignments)
+    if default_method and not resume:
+        record["distill"] = {"method": default_method} | record.get("distill", {})
     for option, value in given.items():
         if value is not None:
             section, key = _KEYS[option].split(".")
@@ -93,7 +103,13 @@ def _start(
         raise UsageError("no model; give --model or --student NAME, as `lfd-train list models` shows them")
     if config.train.model not in MODELS:
         raise unknown("model", config.train.model, MODELS)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if default_method and not config.distill.teacher:
+        raise UsageError("no teacher; give --teacher RUN, a run of `lfd-train teacher`")
+    if config.distill.method not in METHODS:
+        raise unknown("method", config.distill.method, METHODS)
+    # Under torchrun the first process speaks.
+    quiet = os.environ.get("RANK", "0") != "0"
+    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
     best = train(config, out, resume, overwrite, console)
     console.print(f"done     best val mIoU {best:.2%}; weights in {out / MODEL_FILE}")
 
@@ -114,23 +130,14 @@ def teacher(**options: Any) -> None:
 
 
 @main.command()
-@click.option("--teacher", metavar="RUN|FILE", help="Run of the teacher, or its model.safetensors.")
+@click.option("--teacher", metavar="RUN|FILE", help="Run of the teacher, its model.safetensors, or a .pth of the CIRKD family.")
 @click.option("--student", "model", metavar="NAME", help="Network; `lfd-train list models` shows them.")
 @click.option("--method", help="Distiller; `lfd-train list methods` shows them.  [default: lfd]")
 @_run_options
 @guarded
 def distill(**options: Any) -> None:
     """Train a compact network under a teacher."""
-    _need()
-    from lfd.losses import METHODS  # noqa: PLC0415
-
-    if options["method"] is None and not options["resume"]:
-        options["method"] = "lfd"
-    if options["method"] is not None and options["method"] not in METHODS:
-        raise unknown("method", options["method"], METHODS)
-    if options["teacher"] is None and not options["resume"]:
-        raise UsageError("no teacher; give --teacher RUN, a run of `lfd-train teacher`")
-    _start(**options)
+    _start(**options, default_method="lfd")
 
 
 @main.command("eval")
@@ -183,10 +190,10 @@ def list_names(kind: str) -> None:
     if kind not in kinds:
         raise unknown("list", kind, kinds)
     _need()
-    from lfd.config import recipe_names  # noqa: PLC0415
     from lfd.data import DATASETS  # noqa: PLC0415
     from lfd.losses import METHODS  # noqa: PLC0415
     from lfd.models import MODELS  # noqa: PLC0415
+    from lfd.recipe import recipe_names  # noqa: PLC0415
 
     if kind == "methods":
         for name, method in METHODS.items():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lfd.balance import Balance
 from lfd.errors import TrainingError, UsageError, unknown
-from lfd.losses import LOSSES, METHODS
-from lfd.losses.common import cross_entropy
+from lfd.losses import LOSSES, METHODS, read_options
+from lfd.losses.common import DistillLoss, cross_entropy
 from lfd.normalize import Normalize
 from lfd.spec import Preprocess
 from lfd.taps import FeatureTaps, Outputs, dry_run
@@ -24,7 +27,7 @@ class StepOutput(NamedTuple):
 
     Attributes:
         total: Scalar to call backward on.
-        parts: Raw terms by name, without gradient, unweighted and unbalanced.
+        parts: Raw terms by name, without gradient, unweighted and unbalanced; this process's share.
         logits: The student's, (B, K, h, w).
     """
 
@@ -33,11 +36,20 @@ class StepOutput(NamedTuple):
     logits: Tensor
 
 
-def balance(term: Tensor) -> Tensor:
-    """Return L / sg(L), in float32: the value 1 with the gradient of log L; L itself near zero."""
-    term = term.float()
-    size = term.detach().abs()
-    return torch.where(size > 1e-8, term / size.clamp_min(1e-8), term)
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network and how it looks at pictures.
+
+    Attributes:
+        network: With the same classes as the student.
+        preprocess: Its own input. Where its size differs from the student's, it sees the student's picture
+            scaled to its own, so that things have the size it knows.
+        amp: Autocast type, None for float32.
+    """
+
+    network: nn.Module
+    preprocess: Preprocess
+    amp: torch.dtype | None = None
 
 
 class Distiller(nn.Module):
@@ -51,11 +63,12 @@ class Distiller(nn.Module):
         num_classes: K.
         method: A name in `lfd.losses.METHODS`.
         weights: Part name to weight, in place of the method's own.
-        teacher: A network with the same classes, its preprocessing, and the type to autocast it to,
-            None for float32; None for a method without a teacher.
+        teacher: None for a method without a teacher.
+        balance: In place of `detach`, see `lfd.balance`; "" for that.
+        options: Loss name to its options, [loss.NAME] of a recipe.
 
     Raises:
-        UsageError: An unknown method, or a weight for a part that the method has not.
+        UsageError: An unknown method, or a weight, balance or option that the method has no use for.
         TrainingError: The method needs a feature that a network does not declare.
     """
 
@@ -66,31 +79,42 @@ class Distiller(nn.Module):
         num_classes: int,
         method: str,
         weights: Mapping[str, float] | None = None,
-        teacher: tuple[nn.Module, Preprocess, torch.dtype | None] | None = None,
+        teacher: Teacher | None = None,
+        balance: str = "",
+        options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        if method not in METHODS:
-            raise unknown("method", method, METHODS)
+        check_method(method, weights or {}, teacher is not None, balance, options or {})
         self.method = METHODS[method]
-        for part in weights or {}:
-            if part not in self.method.weights:
-                raise unknown(f"loss weight of method {method!r}", part, self.method.weights)
+        chosen = read_options(self.method, options or {})
         self.weights = {**self.method.weights, **(weights or {})}
-        if self.method.losses and teacher is None:
-            raise UsageError(f"method {method!r} needs a teacher; give --teacher RUN")
         self.student = student
+        self.align_corners = bool(getattr(student, "align_corners", False))
         self.normalize = Normalize(student_input)
-        needed = {name for loss in self.method.losses for name in LOSSES[loss].needs}  # type: ignore[attr-defined]
+        self.balance = Balance(balance or "detach", self.method.balanced)
+        needed = {name for loss in self.method.losses for name in LOSSES[loss].needs}
         self._student_taps = FeatureTaps(student, _paths(student, needed, "student"))
         self._teacher: tuple[FeatureTaps, Normalize, torch.dtype | None] | None = None
         self.losses = nn.ModuleList()
-        if teacher is not None and self.method.losses:
-            network, teacher_input, amp = teacher
-            network.eval().requires_grad_(False)
-            self._teacher = (FeatureTaps(network, _paths(network, needed, "teacher")), Normalize(teacher_input), amp)
-            shapes = [dry_run(taps, student_input.size_hw) for taps in (self._student_taps, self._teacher[0])]
-            for loss in self.method.losses:
-                self.losses.append(LOSSES[loss](shapes[0], shapes[1], num_classes))
+        self._aux_loss: tuple[DistillLoss, ...] = ()  # not the module itself: the state would hold it twice
+        if teacher is None or not self.method.losses:
+            return
+        (h, w), (th, tw) = student_input.size_hw, teacher.preprocess.size_hw
+        self._scale = (th / h, tw / w)
+        teacher.network.eval().requires_grad_(False)
+        taps = FeatureTaps(teacher.network, _paths(teacher.network, needed, "teacher"))
+        self._teacher = (taps, Normalize(teacher.preprocess), teacher.amp)
+        shapes = dry_run(self._student_taps, (h, w)), dry_run(taps, (th, tw))
+        for name in self.method.losses:
+            loss = LOSSES[name](*shapes, num_classes, chosen[name])
+            self.losses.append(loss)
+            if loss.masks_student_aux:
+                if getattr(student, "aux_classifier", None) is None:
+                    raise UsageError(
+                        f"loss.{name}.apply_to = {chosen[name].apply_to!r}, but the student "
+                        f"{type(student).__name__} has no auxiliary head of its own. Fix: apply_to = 'shared_head'"
+                    )
+                self._aux_loss = (loss,)
 
     def forward(self, image: Tensor, target: Tensor, progress: float = 1.0) -> StepOutput:
         """Run a step.
@@ -101,26 +125,66 @@ class Distiller(nn.Module):
             progress: Share of the run that is done, in [0, 1].
         """
         student = self._student_taps(self.normalize(image))
-        terms = {"task": cross_entropy(student.logits, target)}
-        if student.aux is not None:
-            terms["task"] = terms["task"] + AUX_WEIGHT * cross_entropy(student.aux, target)
+        terms = {"task": cross_entropy(student.logits, target, align_corners=self.align_corners)}
         if self._teacher is not None:
             teacher = self._teach(image)
             for loss in self.losses:
                 terms.update(loss(student, teacher, target, progress))
+        if student.aux is not None:
+            terms["task"] = terms["task"] + AUX_WEIGHT * self._student_aux(student.aux, target)
         total = terms["task"].new_zeros(())
         for name, term in terms.items():
-            total = total + self.weights[name] * (balance(term) if name in self.method.balanced else term)
+            total = total + self.weights[name] * (self.balance(name, term) if name in self.method.balanced else term)
         return StepOutput(total, {name: term.detach() for name, term in terms.items()}, student.logits)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return what the losses want followed: name to (K,), one value a class."""
+        losses = cast("Iterable[DistillLoss]", self.losses)
+        return {name: value for loss in losses for name, value in loss.statistics().items()}
+
+    def _student_aux(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self._aux_loss:
+            return self._aux_loss[0].student_aux(logits, target, self.align_corners)
+        return cross_entropy(logits, target, align_corners=self.align_corners)
 
     @torch.no_grad()
     def _teach(self, image: Tensor) -> Outputs:
         assert self._teacher is not None  # noqa: S101
         taps, normalize, amp = self._teacher
+        if self._scale != (1.0, 1.0):
+            size = [max(1, round(side * by)) for side, by in zip(image.shape[2:], self._scale, strict=True)]
+            image = F.interpolate(image.float(), size, mode="bilinear", antialias=min(self._scale) < 1)
         with torch.autocast(image.device.type, amp, enabled=amp is not None):
             outputs = taps(normalize.to(image.device)(image))
         # The student may run in another precision than the teacher: losses and heads get float32.
         return Outputs(outputs.logits.float(), {name: tap.float() for name, tap in outputs.taps.items()}, None)
+
+
+def check_method(
+    method: str,
+    weights: Mapping[str, float],
+    has_teacher: bool,
+    balance: str,
+    options: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Refuse what a method has no use for, before anything is loaded; see `Distiller` for the arguments.
+
+    Raises:
+        UsageError: An unknown method, no teacher where it needs one, or a weight, balance or option without effect.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    chosen = METHODS[method]
+    for part in weights:
+        if part not in chosen.weights:
+            raise unknown(f"loss weight of method {method!r}", part, chosen.weights)
+    if chosen.losses and not has_teacher:
+        raise UsageError(f"method {method!r} needs a teacher; give --teacher RUN")
+    if balance and not chosen.balanced:
+        raise UsageError(
+            f"distill.balance = {balance!r} has no effect: method {method!r} balances nothing. Fix: leave it away"
+        )
+    read_options(chosen, options)
 
 
 def _paths(model: nn.Module, needed: set[str], role: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ pixels are counted there, so that a small input size shows in the number. Torch-
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lfd.data.base import Dataset
 from lfd.errors import ModelError
@@ -20,6 +20,7 @@ def evaluate(
     dataset: Dataset,
     preprocess: Preprocess,
     progress: Callable[[int, int], None] | None = None,
+    indices: Iterable[int] | None = None,
 ) -> ConfusionMatrix:
     """Score a model on every picture of a data set, at the labels' own size.
 
@@ -28,7 +29,8 @@ def evaluate(
             (h, w) uint8.
         dataset: Labelled pictures.
         preprocess: How the model's input is made.
-        progress: Called after each picture with how many are done and how many there are.
+        progress: Called after each picture with its number from 1 and how many there are.
+        indices: Which pictures; all of them by default.
 
     Raises:
         DataError: A picture or its labels cannot be read.
@@ -36,7 +38,7 @@ def evaluate(
     """
     matrix = ConfusionMatrix(len(dataset.labels))
     # By index: a Dataset need not be iterable, and without IndexError plain iteration never ends.
-    for index in range(len(dataset)):
+    for index in range(len(dataset)) if indices is None else indices:
         sample = dataset[index]
         class_map = predict(fit_frame(sample.image, preprocess))
         if class_map.shape != preprocess.size_hw:

@@ -12,20 +12,24 @@ class Stopped(Exception):  # noqa: N818  a request, not an error
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM are noted and acted on at the next `check`; a second Ctrl-C at once."""
+    """While entered, Ctrl-C and SIGTERM are noted and acted on at the next `check`; a second Ctrl-C at once.
+
+    Attributes:
+        asked: Whether a stop was asked for.
+    """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
         self._before: dict[signal.Signals, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self.asked = True
 
     def check(self) -> None:
         """Raise Stopped if a stop was asked for."""
-        if self._asked:
+        if self.asked:
             raise Stopped
 
     def __enter__(self) -> StopRequest:

@@ -1,13 +1,18 @@
 """Batches for training: which picture comes when, and how it is varied, from the step number alone.
 
 Every sample of a run has a number. Its picture and its randomness follow from the seed and that
-number, so that the order is the same with any number of loader processes, and a resumed run goes on
-with exactly the batches that the uninterrupted one would have seen.
+number, so that the samples of a step are the same with any number of loader processes, training
+processes and accumulated parts, wherever their crops are made, and a resumed run goes on with exactly
+the batches that the uninterrupted one would have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,10 +23,12 @@ from torch.utils.data import DataLoader
 from lfd.config import DataConfig
 from lfd.console import parse_size
 from lfd.data import Dataset, Sample
-from lfd.errors import LfdError
+from lfd.device_transforms import apply_crops, upload
+from lfd.errors import LfdError, UsageError
 from lfd.losses.common import IGNORE
+from lfd.preprocess import Image
 from lfd.spec import Labels, Preprocess
-from lfd.transforms import augment
+from lfd.transforms import Crop, apply_crop, draw_crop
 
 
 class Cached:
@@ -42,17 +49,86 @@ class Cached:
         return self._samples[index]
 
     def fill(self) -> None:
-        """Read everything now; loader processes then share the memory."""
-        for index in range(len(self)):
-            self[index]
+        """Read everything now, in threads; loader processes that are forked later share the memory.
+
+        Raises:
+            DataError: A picture cannot be read: the first such by its index, whichever thread met one first.
+        """
+        # OpenCV decodes without Python's lock. map gives results and errors in order, and on an error
+        # takes back what has not begun.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(self.__getitem__, range(len(self))):
+                pass
 
 
-Item = tuple[Tensor, Tensor, int]
-Batch = tuple[Tensor, Tensor, Tensor]
+@dataclass(frozen=True)
+class MicroBatches:
+    """The numbers of the samples that one process takes, part by part.
+
+    A step's batch is the same samples for any `world` and `accumulate`: part a of rank r in step s is
+    s * batch + (a * world + r) * m + [0, m), where m = batch / (world * accumulate).
+
+    Attributes:
+        batch: Pictures a step, over all processes and parts.
+        first: Step to begin with.
+        last: Step to end before.
+        rank: Of this process.
+        world: Number of processes.
+        accumulate: Parts a step.
+
+    Raises:
+        UsageError: A batch does not divide evenly over processes and parts.
+    """
+
+    batch: int
+    first: int
+    last: int
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.world * self.accumulate
+        if self.batch < 1 or self.batch % parts:
+            fitting = parts * max(1, -(-self.batch // parts))
+            raise UsageError(
+                f"train.batch = {self.batch} does not divide evenly over {self.world} processes with "
+                f"train.accumulate = {self.accumulate}; expected a multiple of {parts}. "
+                f"Fix: --set train.batch={fitting}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Pictures a part, on each process."""
+        return self.batch // (self.world * self.accumulate)
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the numbers of each part of each step."""
+        for step in range(self.first, self.last):
+            for part in range(self.accumulate):
+                begin = step * self.batch + (part * self.world + self.rank) * self.size
+                yield list(range(begin, begin + self.size))
 
 
-class TrainStream(torch.utils.data.Dataset[Item]):
-    """Augmented samples by their number in the run.
+class Batch(NamedTuple):
+    """What one part of a step is computed from.
+
+    Attributes:
+        image: (B, 3, H, W) BGR uint8, on the device.
+        target: (B, H, W) int64 with IGNORE for void, on the device.
+        pictures: Index in the data set of each picture.
+    """
+
+    image: Tensor
+    target: Tensor
+    pictures: list[int]
+
+
+class TrainStream:
+    """Training samples by their number in the run.
 
     Args:
         dataset: The pictures.
@@ -80,67 +156,136 @@ class TrainStream(torch.utils.data.Dataset[Item]):
             )
         return int(self._order[position])
 
-    def __getitem__(self, number: int) -> Item:
-        """Return (3, H, W) BGR uint8, (H, W) int64 with IGNORE for void, and the picture's index."""
-        index = self.picture(number)
-        sample = self.dataset[index]
-        c = self.config
+    def draw(self, number: int) -> tuple[Sample, Crop]:
+        """Return a sample's picture as it was read, and the crop to make of it.
+
+        Raises:
+            DataError: The picture cannot be read.
+        """
+        sample = self.dataset[self.picture(number)]
         rng = np.random.default_rng((self.seed, 1, number))
-        void = self.dataset.labels.ignore_index
-        image, mask = augment(
-            sample.image, sample.mask, self.preprocess, self.crop_hw, c.scale, c.flip, c.jitter, rng, void
-        )
-        target = torch.from_numpy(mask).long()
-        if void != IGNORE:
-            target[target == void] = IGNORE
-        return torch.from_numpy(image).permute(2, 0, 1), target, index
+        hw = (sample.mask.shape[0], sample.mask.shape[1])
+        return sample, draw_crop(hw, self.preprocess, self.crop_hw, self.config, rng)
 
 
-class _Carrying(torch.utils.data.Dataset[Item | LfdError]):
-    """A stream whose errors travel as values: raised in a worker they would arrive wrapped in a traceback."""
+class _Item(NamedTuple):
+    """A sample on its way through the loader: its crop, or with `crop` what that is to be made of."""
 
-    def __init__(self, stream: TrainStream) -> None:
+    image: Image
+    mask: Image
+    crop: Crop | None
+    picture: int
+
+
+class _Packed(NamedTuple):
+    """Samples as one tensor: (N,) uint8, the pixels of each picture and its labels behind them.
+
+    One, because each tensor that a loader process hands over costs a file descriptor, a pinned copy
+    and an upload.
+
+    Attributes:
+        pixels: All of them.
+        shapes_hw: Of each picture.
+        crops: To be made of them; none where they are made already.
+        pictures: Index in the data set of each.
+    """
+
+    pixels: Tensor
+    shapes_hw: list[tuple[int, int]]
+    crops: list[Crop]
+    pictures: list[int]
+
+
+class _Items(torch.utils.data.Dataset[_Item | LfdError]):
+    """What a loader process makes of a number.
+
+    Errors travel as values: raised in a worker they would arrive wrapped in a traceback.
+    """
+
+    def __init__(self, stream: TrainStream, make_crops: bool) -> None:
         self.stream = stream
+        self.make_crops = make_crops
 
-    def __getitem__(self, number: int) -> Item | LfdError:
+    def __getitem__(self, number: int) -> _Item | LfdError:
+        stream = self.stream
         try:
-            return self.stream[number]
+            sample, crop = stream.draw(number)
         except LfdError as error:
             return error
+        if self.make_crops:
+            void = stream.dataset.labels.ignore_index
+            image, mask = apply_crop(sample.image, sample.mask, crop, stream.preprocess, void)
+            return _Item(image, mask, None, stream.picture(number))
+        window = crop.source.slices  # what a crop does not show need not travel
+        return _Item(sample.image[window], sample.mask[window], crop.at_origin(), stream.picture(number))
 
 
-def _collate(items: list[Item | LfdError]) -> Batch | LfdError:
-    good = [item for item in items if not isinstance(item, LfdError)]
+def _collate(items: list[_Item | LfdError]) -> _Packed | LfdError:
     failed = next((item for item in items if isinstance(item, LfdError)), None)
-    images, targets, pictures = zip(*good, strict=True) if good else ((), (), ())
-    return failed or (torch.stack(images), torch.stack(targets), torch.tensor(pictures))
+    if failed is not None:
+        return failed
+    good = [item for item in items if isinstance(item, _Item)]
+    pixels = np.empty(sum(item.image.size + item.mask.size for item in good), np.uint8)
+    end = 0
+    for part in (part for item in good for part in (item.image, item.mask)):
+        begin, end = end, end + part.size
+        pixels[begin:end].reshape(part.shape)[:] = part
+    return _Packed(
+        torch.from_numpy(pixels),
+        [(item.mask.shape[0], item.mask.shape[1]) for item in good],
+        [item.crop for item in good if item.crop is not None],
+        [item.picture for item in good],
+    )
+
+
+def _unpack(pixels: Tensor, shapes_hw: Sequence[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return (H, W, 3) pictures and (H, W) labels, views of what `_collate` packed."""
+    parts = torch.split(pixels, [count * h * w for h, w in shapes_hw for count in (3, 1)])
+    images = [part.view(h, w, 3) for part, (h, w) in zip(parts[::2], shapes_hw, strict=True)]
+    return images, [part.view(h, w) for part, (h, w) in zip(parts[1::2], shapes_hw, strict=True)]
 
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism, and OpenCV's pool does not survive a fork
 
 
-def batches(stream: TrainStream, batch: int, first: int, last: int, workers: int, pin: bool) -> Iterator[Batch]:
-    """Yield the batches of steps `first` up to, not including, `last`.
+def batches(stream: TrainStream, parts: MicroBatches, workers: int, device: torch.device) -> Iterator[Batch]:
+    """Yield a batch for each of the parts, on the device.
 
-    Each is (B, 3, H, W) BGR uint8, (B, H, W) int64 and the (B,) indices of its pictures.
+    `stream.config.augment` says where crops are made: `cpu`, with OpenCV where pictures are decoded;
+    `device`, with torch, so that the loader only decodes; `auto`, on the device when that is a GPU.
+
+    Args:
+        stream: The samples.
+        parts: Which of them, and how many at a time.
+        workers: Loader processes; 0 loads in this one.
+        device: Where the batches are wanted.
 
     Raises:
         DataError: A picture cannot be read.
     """
-    loader = DataLoader(
-        _Carrying(stream),
-        batch_size=batch,
-        sampler=range(first * batch, last * batch),
+    where = stream.config.augment
+    on_device = where == "device" or (where == "auto" and device.type == "cuda")
+    void = stream.dataset.labels.ignore_index
+    loader: DataLoader[Any] = DataLoader(
+        _Items(stream, make_crops=not on_device),
+        batch_sampler=parts,
         num_workers=workers,
-        pin_memory=pin,
+        pin_memory=device.type == "cuda",
         collate_fn=_collate,
         worker_init_fn=_start_worker if workers else None,
         # Its own generator: drawing the workers' seed from torch's would move the state that dropout draws
         # from, and a resumed run would differ from the uninterrupted one.
         generator=torch.Generator().manual_seed(stream.seed),
     )
-    for item in loader:
-        if isinstance(item, LfdError):
-            raise item
-        yield item
+    for packed in loader:
+        if isinstance(packed, LfdError):
+            raise packed
+        images, masks = _unpack(upload(packed.pixels, device), packed.shapes_hw)
+        if on_device:
+            image, target = apply_crops(images, masks, packed.crops, stream.preprocess, void, device)
+        else:
+            image, target = torch.stack(images).permute(0, 3, 1, 2).contiguous(), torch.stack(masks).long()
+        if void != IGNORE:
+            target.masked_fill_(target == void, IGNORE)
+        yield Batch(image, target, packed.pictures)

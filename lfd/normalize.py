@@ -47,6 +47,7 @@ class Predictor:
         self.normalize = Normalize(preprocess).to(device)
         self.device = device
         self.amp = amp
+        self.align_corners = bool(getattr(model, "align_corners", False))
 
     @torch.inference_mode()
     def __call__(self, frame: Image) -> Image:
@@ -57,5 +58,5 @@ class Predictor:
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             logits = self.model(self.normalize(pixels))["out"].float()
         self.model.train(training)
-        full = F.interpolate(logits, self.size_hw, mode="bilinear", align_corners=False)
+        full = F.interpolate(logits, self.size_hw, mode="bilinear", align_corners=self.align_corners)
         return full.argmax(1)[0].to(torch.uint8).cpu().numpy()

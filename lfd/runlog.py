@@ -7,14 +7,16 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from lfd.distributed import rank
 from lfd.errors import CheckpointError
 from lfd.files import write_text
 
@@ -36,7 +38,7 @@ def _step(line: str) -> float:
 
 
 class RunLog:
-    """Logs a run's steps and validations; a context manager.
+    """Logs a run's steps and validations; a context manager. Only the first of several processes writes.
 
     Args:
         out: The run directory.
@@ -48,9 +50,11 @@ class RunLog:
     """
 
     def __init__(self, out: Path, first: int, steps: int, batch: int, every: int, console: Console) -> None:
-        keep_until(out / METRICS_FILE, first)
-        self._file = (out / METRICS_FILE).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first + 1)
+        self._writes = rank() == 0
+        if self._writes:
+            keep_until(out / METRICS_FILE, first)
+            self._file = (out / METRICS_FILE).open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first + 1)
         self.console = console
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -90,11 +94,16 @@ class RunLog:
         self._line({"step": step, "val_iou": dict(iou)})
         self.console.print(f"step {step:>6}  val mIoU {miou:.2%}  best {best:.2%}", highlight=False)
 
+    def statistics(self, step: int, values: Mapping[str, Tensor], names: Sequence[str]) -> None:
+        """Log what a loss follows class by class: name to (K,), with the classes' names."""
+        for name, value in values.items():
+            self._line({"step": step, name: dict(zip(names, value.tolist(), strict=True))})
+
     def _write(self, record: dict[str, float]) -> None:
         finite = {k: v for k, v in record.items() if math.isfinite(v)}
         self._line(finite)
         for key, value in finite.items():
-            if key != "step":
+            if key != "step" and self._writes:
                 self._board.add_scalar(key.replace("_", "/", 1), value, int(record["step"]))
 
     def _line(self, record: Mapping[str, object]) -> None:
@@ -103,6 +112,8 @@ class RunLog:
         Raises:
             CheckpointError: It, or TensorBoard's file, cannot be written.
         """
+        if not self._writes:
+            return
         try:
             if self._failure is not None:
                 raise self._failure
@@ -122,13 +133,16 @@ class RunLog:
             threading.__excepthook__(failure)
 
     def __enter__(self) -> RunLog:
-        threading.excepthook = self._note
-        self._progress.start()
+        if self._writes:
+            threading.excepthook = self._note
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._writes:
+            return
         self._progress.stop()
         # What could not be written raises again on closing; the first error has said it.
         for close in (self._board.close, self._file.close):

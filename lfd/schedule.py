@@ -27,11 +27,11 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """Return SGD or AdamW over all trainable parameters; weight decay on matrices and filters only."""
+    """Return SGD or AdamW over all trainable parameters; weight decay on filters, and as configured on the rest."""
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": config.weight_decay * config.decay_norms},
     ]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))

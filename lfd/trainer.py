@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from rich.console import Console
-from torch import nn
 
 from lfd.checkpoint import MODEL_FILE, STATE_FILE, clear_run, save_model
-from lfd.config import Config, difference, to_toml
-from lfd.data import Dataset
-from lfd.errors import CheckpointError, DataError, TrainingError, UsageError
-from lfd.evaluate import evaluate
+from lfd.config import Config
+from lfd.distributed import barrier, group, rank, world_size
+from lfd.errors import DataError
 from lfd.files import check_free, locked, replacing, write_text
 from lfd.interrupt import Stopped, StopRequest
-from lfd.job import AMP, Job, prepare
-from lfd.loader import batches
+from lfd.job import Job, prepare, score
+from lfd.loader import MicroBatches, batches
 from lfd.picture import colorize, table
 from lfd.preprocess import fit_frame, resize_image, restore_map
+from lfd.recipe import to_toml
+from lfd.resume import Progress, RunState
 from lfd.runlog import RunLog
-from lfd.schedule import build_optimizer, learning_rate
-from lfd.weights import load_state, save_state
+from lfd.schedule import learning_rate
+from lfd.stepper import Stepper
 
 
 def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Console) -> float:
     """Run a configuration to its end and return the best validation mIoU in [0, 1].
+
+    Under torchrun every process calls it; they train as one, and the first one writes.
 
     Args:
         config: What to do.
@@ -44,7 +46,16 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
         LfdError: The run cannot start or go on.
         KeyboardInterrupt: It was asked to stop, and its state is saved.
     """
-    job = prepare(config, console)
+    with group(config.train.device) as own:
+        job = prepare(config, console, own)
+        with _claimed(out, resume, overwrite) if rank() == 0 else nullcontext():
+            barrier()
+            return run(job, config, out, resume, console)
+
+
+@contextmanager
+def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the run directory; a new run that fails before its first state leaves nothing in it."""
     found = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
@@ -53,12 +64,12 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
             if overwrite:
                 clear_run(out)
         try:
-            return run(job, config, out, resume, console)
+            yield
         except BaseException:
             if not resume and not (out / STATE_FILE).exists():  # nothing in it to go on from
                 clear_run(out)
                 if not found:
-                    with contextlib.suppress(OSError):  # somebody has put something there
+                    with suppress(OSError):  # somebody has put something there
                         out.rmdir()
             raise
 
@@ -66,124 +77,75 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
 def run(job: Job, config: Config, out: Path, resume: bool, console: Console) -> float:
     """Train what `prepare` made; see `train`."""
     t = config.train
-    optimizer = build_optimizer(config.optimizer, job.distiller)
-    first, best, scored = 0, -math.inf, 0
+    stepper = Stepper(job, config)
+    state = RunState(out / STATE_FILE, config, job, stepper.optimizer, stepper.scaler)
+    at = Progress(0, -math.inf, 0)
     if resume:
-        first, best, scored = restore(out / STATE_FILE, config, job.distiller, optimizer)
-        console.print(f"resume   after step {first}, best val mIoU {best:.2%}")
-    else:
+        at = state.restore(console)
+        console.print(f"resume   after step {at.step}, best val mIoU {at.best:.2%}")
+    elif rank() == 0:
         write_text(out / "config.toml", to_toml(config))
+    parts = MicroBatches(t.batch, at.step, t.steps, rank(), world_size(), t.accumulate)
+    loader = batches(job.stream, parts, config.data.workers, job.device)
+    with StopRequest() as stop, RunLog(out, at.step, t.steps, t.batch, t.log_every, console) as log:
 
-    def save(step: int) -> None:
-        rng = torch.cuda.get_rng_state_all() if job.device.type == "cuda" else []
-        save_state(
-            out / STATE_FILE,
-            {
-                "config": to_toml(config),
-                "step": step,
-                "best": best,
-                "scored": scored,
-                "distiller": job.distiller.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": rng,
-            },
-        )
+        def settle(everything: bool) -> None:
+            for entry in stepper.watch.settle(everything):
+                log.step(entry.step, entry.terms, learning_rate(config.optimizer, entry.step - 1, t.steps))
+                if entry.stop:
+                    raise Stopped
+            if world_size() == 1:  # several processes stop at the step that the watch agrees on
+                stop.check()
 
-    def due(step: int) -> bool:
-        return step % t.eval_every == 0 or step == t.steps
+        def due(every: int) -> bool:
+            return every > 0 and at.step > 0 and at.step % every == 0
 
-    loader = batches(job.stream, t.batch, first, t.steps, config.data.workers, job.device.type == "cuda")
-    done = first
-    with StopRequest() as stop, RunLog(out, first, t.steps, t.batch, t.log_every, console) as log:
+        def due_score() -> bool:
+            return due(t.eval_every) or at.step == t.steps
+
+        def validated() -> None:
+            validate(job, out, at, log, stop)
+            state.save(at)
+
         try:
             job.distiller.train()
-            if resume and first != scored and due(first):  # stopped before it was validated
-                best, scored = validate(job, out, first, best, log, stop), first
-                save(first)
-            for step, (image, target, pictures) in enumerate(loader, first):
-                lr = learning_rate(config.optimizer, step, t.steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                image, target = image.to(job.device, non_blocking=True), target.to(job.device, non_blocking=True)  # noqa: PLW2901
-                if t.channels_last:
-                    image = image.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901
-                with torch.autocast(job.device.type, AMP[t.amp], enabled=t.amp != "off"):
-                    result = job.distiller(image, target, step / t.steps)
-                terms = {name: float(value) for name, value in result.parts.items()}
-                if not math.isfinite(float(result.total.detach())):
-                    raise TrainingError(_not_finite(step, terms, job.train, pictures.tolist()))
-                optimizer.zero_grad(set_to_none=True)
-                result.total.backward()
-                optimizer.step()
-                done = step + 1
-                log.step(done, terms, lr)
-                stop.check()
-                if due(done):
-                    best, scored = validate(job, out, done, best, log, stop), done
-                    save(done)
+            if at.step != at.scored and due_score():  # stopped before it was validated
+                validated()
+            while at.step < t.steps:
+                stepper.step(at.step, loader, stop.asked)
+                at.step += 1
+                settle(everything=due_score() or due(t.save_every))
+                if due(t.log_every):
+                    log.statistics(at.step, job.distiller.statistics(), job.spec.labels.names)
+                if due_score():
+                    validated()
+                elif due(t.save_every):
+                    state.save(at)
         except Stopped:
-            save(done)
+            state.save(at)
             raise KeyboardInterrupt(
-                f"stopped after step {done} of {t.steps}; go on with --out {out} --resume"
+                f"stopped after step {at.step} of {t.steps}; go on with --out {out} --resume"
             ) from None
-    return best
+    return at.best
 
 
-def validate(job: Job, out: Path, step: int, best: float, log: RunLog, stop: StopRequest) -> float:
-    """Score the student, keep it when it is the best so far, and return the best mIoU."""
+def validate(job: Job, out: Path, at: Progress, log: RunLog, stop: StopRequest) -> None:
+    """Score the network that is kept, and write it when it is the best so far; `at` learns both."""
     began = time.monotonic()
-    matrix = evaluate(job.predictor, job.val, job.spec.preprocess, lambda *_: stop.check())
+    matrix = score(job.predictor, job.val, job.spec.preprocess, stop.check)
     miou, iou = matrix.miou(), matrix.iou()
     if math.isnan(miou):
         raise DataError("the val split has no labelled pixel; expected labels to choose the best weights by")
-    better = miou > best
+    better = miou > at.best
+    at.scored = at.step
     if better:
-        best = miou
-        spec = dataclasses.replace(job.spec, provenance={**job.spec.provenance, "miou": miou, "step": step})
-        save_model(out / MODEL_FILE, job.distiller.student, spec)
+        at.best = miou
+    if better and rank() == 0:
+        spec = dataclasses.replace(job.spec, provenance={**job.spec.provenance, "miou": miou, "step": at.step})
+        save_model(out / MODEL_FILE, job.kept, spec)
         draw_predictions(job, out / "predictions.png")
     named = {n: float(v) for n, v in zip(job.spec.labels.names, iou, strict=True) if not math.isnan(v)}
-    log.validation(step, miou, best, named, time.monotonic() - began)
-    return best
-
-
-def restore(
-    path: Path, config: Config, distiller: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, float, int]:
-    """Load a run's state in place; return the steps done, the best mIoU, and the step last validated.
-
-    Raises:
-        CheckpointError: Missing, broken, or of another configuration.
-    """
-    state = load_state(path)
-    try:
-        check_same(config, str(state["config"]), path)
-        distiller.load_state_dict(state["distiller"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        return int(state["step"]), float(state["best"]), int(state["scored"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{path}: is not the state of this run ({reason}); start anew with --overwrite"
-        ) from error
-
-
-def check_same(config: Config, saved: str, path: Path) -> None:
-    """Refuse to go on with another configuration than a run began with.
-
-    Raises:
-        UsageError: They differ in something that changes the course of the run.
-    """
-    changed = difference(saved, to_toml(config))
-    if changed:
-        raise UsageError(
-            f"{path} was made with another {changed}: a resumed run keeps its configuration. "
-            "Fix: give --out and --resume alone, and leave config.toml as it was"
-        )
+    log.validation(at.step, miou, at.best, named, time.monotonic() - began)
 
 
 def draw_predictions(job: Job, path: Path, count: int = 4) -> None:
@@ -199,12 +161,3 @@ def draw_predictions(job: Job, path: Path, count: int = 4) -> None:
     picture = table([[resize_image(c, cell) for c in row] for row in rows], ["frame", "truth", "prediction"], cell)
     with replacing(path) as aside:
         aside.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-
-
-def _not_finite(step: int, terms: dict[str, float], data: Dataset, pictures: list[int]) -> str:
-    bad = [name for name, value in terms.items() if not math.isfinite(value)] or ["the sum of the terms"]
-    names = ", ".join(data[i].name for i in pictures)
-    return (
-        f"step {step + 1}: {', '.join(bad)} is not finite, on the pictures {names}. "
-        "Fix: lower optimizer.lr, set train.amp=off, or look at those pictures"
-    )

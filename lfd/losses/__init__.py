@@ -1,23 +1,24 @@
 """Distillation losses and the methods they make up.
 
 A loss is one file here and one line in LOSSES: a module that declares the features it taps, is built
-from the shapes that a dry run found, and maps two networks' outputs to named raw scalars. It knows
-nothing of weights or balance: those belong to the configuration (`lfd.config.DistillConfig`).
+from the shapes that a dry run found and from its own options, and maps two networks' outputs to named
+raw scalars. It knows nothing of weights or balance: those belong to the configuration
+(`lfd.config.DistillConfig`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from lfd.errors import UsageError, unknown
 from lfd.losses.common import DistillLoss
 from lfd.losses.kd import KD
 from lfd.losses.lfd import LFD
-from lfd.taps import TapInfo
+from lfd.recipe import fill
 
-Shapes = Mapping[str, TapInfo]
-
-LOSSES: dict[str, Callable[[Shapes, Shapes, int], DistillLoss]] = {"kd": KD, "lfd": LFD}
+LOSSES: dict[str, type[DistillLoss]] = {"kd": KD, "lfd": LFD}
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Method:
     Attributes:
         losses: Names in LOSSES.
         weights: Part name to its weight; `task` is the supervised loss.
-        balanced: The parts that are divided by their own value, L / sg(L).
+        balanced: The parts that are divided by their own size, see `lfd.balance`.
         about: One line for `lfd-train list methods`.
     """
 
@@ -47,3 +48,22 @@ METHODS: dict[str, Method] = {
         "logit-guided feature distillation (Yu et al. 2026, as reconstructed here)",
     ),
 }
+
+
+def read_options(method: Method, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the options of each loss of a method, typed and checked.
+
+    Args:
+        method: The method.
+        options: Loss name to its keys and values, [loss.NAME] of a recipe.
+
+    Raises:
+        UsageError: Options for a loss that the method has not, or a key or value that the loss does not take.
+    """
+    for name in options:
+        if name not in LOSSES:
+            raise unknown("section in [loss]", name, LOSSES)
+        if name not in method.losses:
+            has = ", ".join(method.losses) or "none"
+            raise UsageError(f"[loss.{name}] has no effect: the method's losses are {has}. Fix: leave it away")
+    return {name: fill(LOSSES[name].Options, f"loss.{name}", options.get(name, {})) for name in method.losses}

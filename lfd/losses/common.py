@@ -1,28 +1,41 @@
-"""What the losses share: void pixels, grids, and the Kullback-Leibler divergence per pixel."""
+"""What the losses share: void pixels, grids, means, and the Kullback-Leibler divergence per pixel."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lfd.distributed import all_sum, share
 from lfd.taps import Outputs
 
 IGNORE = 255
 """Void in the targets given to losses, whatever the data set's own value."""
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a loss that has nothing to choose."""
+
+
 class DistillLoss(nn.Module, ABC):
-    """What every distillation loss is."""
+    """What every distillation loss is; built as `Loss(student_shapes, teacher_shapes, num_classes, options)`."""
 
     needs: ClassVar[tuple[str, ...]]
     """Feature names that it reads from both networks."""
 
     parts: ClassVar[tuple[str, ...]]
     """Names of the scalars it returns; each has a weight in the configuration."""
+
+    Options: ClassVar[type[Any]] = NoOptions
+    """Frozen dataclass of what [loss.NAME] may set; checks its own ranges."""
+
+    masks_student_aux = False
+    """Whether the student's own auxiliary head is trained under `student_aux` in place of cross entropy."""
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, progress: float) -> dict[str, Tensor]:
@@ -38,22 +51,36 @@ class DistillLoss(nn.Module, ABC):
             Part name to a scalar; a part that is not active yet may be left out.
         """
 
+    def student_aux(self, logits: Tensor, target: Tensor, align_corners: bool) -> Tensor:
+        """Return the loss of the student's own auxiliary logits, where `masks_student_aux`."""
+        raise NotImplementedError
 
-def to_grid(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    def statistics(self) -> dict[str, Tensor]:
+        """Return what a log should follow beside the terms: name to (K,), one value a class."""
+        return {}
+
+
+def to_grid(maps: Tensor, size_hw: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Resize (B, C, h, w) bilinearly to another grid; itself when it fits already."""
     if (maps.shape[2], maps.shape[3]) == size_hw:
         return maps
-    return F.interpolate(maps, size_hw, mode="bilinear", align_corners=False)
+    return F.interpolate(maps, size_hw, mode="bilinear", align_corners=align_corners)
+
+
+def to_cells(target: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Return (B, h, w) int64: each cell of a grid takes the label nearest to its centre."""
+    if (target.shape[1], target.shape[2]) == size_hw:
+        return target
+    return F.interpolate(target[:, None].float(), size_hw, mode="nearest-exact")[:, 0].long()
 
 
 def labelled(target: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Return (B, h, w) float, 1 where a grid cell counts for distillation, 0 where it is void.
 
-    A cell takes the label nearest to its centre. A picture without a single label (unlabelled film)
-    counts everywhere: there is no void in it, only nothing known.
+    A picture without a single label (unlabelled film) counts everywhere: there is no void in it, only
+    nothing known.
     """
-    cells = F.interpolate(target[:, None].float(), size_hw, mode="nearest-exact")[:, 0]
-    known = (cells != IGNORE).float()
+    known = (to_cells(target, size_hw) != IGNORE).float()
     unlabelled = (target == IGNORE).flatten(1).all(1)
     return torch.where(unlabelled[:, None, None], torch.ones_like(known), known)
 
@@ -71,20 +98,29 @@ def kl_per_pixel(teacher_logits: Tensor, student_logits: Tensor, temperature: fl
 
 
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Return sum(w v) / sum(w); 0 with a zero gradient where all weights are 0."""
-    return (values * weights).sum() / weights.sum().clamp_min(1e-6)
+    """Return this process's share of sum(w v) / sum(w) over all; 0 with a zero gradient where all w are 0."""
+    return (values * weights).sum() / share(weights.sum()).clamp_min(1e-6)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, class_weight: Tensor | None = None) -> Tensor:
+def overall_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return sum(w v) / sum(w) over all processes, without gradient; 0 where all w are 0."""
+    return all_sum((values * weights).sum()) / all_sum(weights.sum()).clamp_min(1e-6)
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None = None, align_corners: bool = False
+) -> Tensor:
     """Return the mean cross entropy over labelled pixels, 0 when there are none.
 
     Args:
         logits: (B, K, h, w), resized bilinearly to the target.
         target: (B, H, W) int64, IGNORE for void.
         class_weight: (K,), normalised by the sum of the weights of the pixels.
+        align_corners: How the network's logits are resized.
     """
-    full = to_grid(logits.float(), (target.shape[1], target.shape[2]))
+    full = to_grid(logits.float(), (target.shape[1], target.shape[2]), align_corners)
     total = F.cross_entropy(full, target, class_weight, ignore_index=IGNORE, reduction="sum")
-    known = target[target != IGNORE]
-    norm = known.numel() if class_weight is None else class_weight[known].sum()
-    return total / max(float(norm), 1e-6)
+    known = target != IGNORE
+    # Without indexing by the mask, which would make a GPU wait for its result's size.
+    weight = known if class_weight is None else class_weight[target.masked_fill(~known, 0)] * known
+    return total / share(weight.sum().float()).clamp_min(1e-6)

@@ -6,42 +6,51 @@ L_kd = T^2 mean_i KL(softmax(z_t,i / T) || softmax(z_s,i / T)),  T = 1, void pix
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lfd.config import within
 from lfd.losses.common import DistillLoss, kl_per_pixel, labelled, masked_mean, to_grid
 from lfd.taps import Outputs, TapInfo
 
 
-class KD(DistillLoss):
-    """Per-pixel KL divergence of class probabilities, on the student's grid.
+@dataclass(frozen=True)
+class KDOptions:
+    """Options of KD, [loss.kd].
 
-    Args:
-        student: Shapes of the student's outputs; not needed here.
-        teacher: Shapes of the teacher's outputs; not needed here.
-        num_classes: K; not needed here.
+    Attributes:
         temperature: T.
         void: Count void pixels too, as the CIRKD family's code does.
     """
 
+    temperature: float = 1.0
+    void: bool = False
+
+    def __post_init__(self) -> None:
+        within("loss.kd.temperature", self.temperature, 0.01, 1000)
+
+
+class KD(DistillLoss):
+    """Per-pixel KL divergence of class probabilities, on the student's grid."""
+
     needs: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[str, ...]] = ("kd",)
+    Options: ClassVar[type[Any]] = KDOptions
 
     def __init__(
         self,
         student: Mapping[str, TapInfo],
         teacher: Mapping[str, TapInfo],
         num_classes: int,
-        temperature: float = 1.0,
-        void: bool = False,
+        options: KDOptions = KDOptions(),
     ) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.void = void
+        self.options = options
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return {"kd": scalar}; see `lfd.losses.DistillLoss`."""
         grid = (student.logits.shape[2], student.logits.shape[3])
-        kl = kl_per_pixel(to_grid(teacher.logits, grid), student.logits, self.temperature)
-        return {"kd": kl.mean() if self.void else masked_mean(kl, labelled(target, grid))}
+        kl = kl_per_pixel(to_grid(teacher.logits, grid), student.logits, self.options.temperature)
+        return {"kd": kl.mean() if self.options.void else masked_mean(kl, labelled(target, grid))}

@@ -4,136 +4,182 @@ Yu, Lou, Zhao, Zhang, Mei, "Efficient semantic segmentation via logit-guided fea
 Neural Networks 199 (2026) 108663.
 
 The authors' loss was never released. This is a reconstruction: KNOWN is fixed by the abstract or by
-the published part of the trainer, CHOSEN is ours.
+the published part of the trainer, CHOSEN is ours and has a switch.
 
-    z_s, z_t   deep logits; p = softmax(z)                    F_s, F_t   features before the classifier
+    z_s, z_t   deep logits                                    F_s, F_t   features before the classifier
     G_s        = adapter(F_s), 1x1 convolution without bias to the teacher's channels               KNOWN
     A          shared head: 3x3 conv-BN-ReLU to 128, 1x1 conv to K; the same A for F_t and G_s      KNOWN
 
-    spatial mask   m_i = KL(p_t,i || p_s,i),  M_i = b + (1 - b) clip(m_i / mean m, 0, 5), b = 0.5   CHOSEN
-    fea            sum_i M_i mean_c (G_s - F_t)^2 / sum_i M_i over labelled pixels      KNOWN up to the mask
-    class mask     e_c = 1 - Dice_c of p_s,  w_c = clip(e_c / mean e over present, 0.5, 2),
-                   moving average 0.99, absent classes untouched                                    CHOSEN
-    aux            CE_w(A(F_t), y) + CE_w(A(G_s), y)                                KNOWN up to the weights
-    kl             mean KL(sg softmax A(F_t) || softmax A(G_s)), from iteration 1000 of 40000 on    KNOWN;
-                   here from the same share of the run on, so that a short run has it too           CHOSEN
+    fea        sum_i M_i mean_c (G_s - F_t)^2 / sum_i M_i over labelled pixels      KNOWN up to the mask
+    aux        CE_w(A(F_t), y) + CE_w(A(G_s), y)                                 KNOWN up to the weights
+    kl         T^2 mean KL(sg softmax(A(F_t) / T) || softmax(A(G_s) / T)), T = 1,                  KNOWN
+               from iteration 1000 of 40 000 on, the head must have learnt first: here from the
+               same share of the run on, so that a short run has it too                           CHOSEN
 
-Neither mask carries a gradient, nor does the teacher. Adapter and A are trained with the student and
-thrown away after training.
+M and w are the spatial and the class masks of `lfd.losses.masks`: masks CHOSEN, their use KNOWN.
+Neither carries a gradient, nor does the teacher. Adapter and A are trained with the student and thrown
+away after training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from lfd.losses.common import IGNORE, DistillLoss, cross_entropy, kl_per_pixel, labelled, masked_mean, to_grid
+from lfd.config import among, within
+from lfd.errors import UsageError
+from lfd.losses.common import DistillLoss, cross_entropy, kl_per_pixel, labelled, masked_mean, to_cells, to_grid
+from lfd.losses.masks import CLASS, SPATIAL, ClassMask, spatial_mask
 from lfd.taps import Outputs, TapInfo
 
 
-def disagreement_mask(kl: Tensor, known: Tensor, base: float = 0.5, clip: float = 5.0) -> Tensor:
-    """Return the spatial mask M, (B, h, w), without gradient.
+@dataclass(frozen=True)
+class LFDOptions:
+    """Options of LFD, [loss.lfd]. Each default is CHOSEN.
 
-    Args:
-        kl: (B, h, w), how far the two networks are apart in each cell.
-        known: (B, h, w), 1 where a cell counts.
-        base: b, the weight that a cell without disagreement keeps.
-        clip: Largest m_i / mean m.
+    Attributes:
+        spatial_mask: Kind of M, see `lfd.losses.masks`.
+        mask_base: b of M, the weight that a cell without evidence keeps.
+        mask_clip: c of M, the largest ratio to the mean.
+        class_mask: Kind of w, see `lfd.losses.masks`.
+        class_bounds: Least and largest w.
+        class_momentum: Of w's moving average.
+        apply_to: Where w applies: to the `shared_head`, to the `student_aux` head of the student, or to `both`.
+        shared_head: What trains A: CE on `both` branches, with L_kl training it too; or CE on the `teacher`
+            branch alone, with A frozen inside L_kl, so that the student cannot bend the head to itself.
+        head_width: Channels of A.
+        aux_resolution: Where CE of the head is taken: at the labels' `full` size, or on the `feature` grid with
+            the nearest label, which spares two K-channel maps of full size.
+        aux_bn: Batch statistics of A: `separate` passes, each domain by its own, or one `joint` pass.
+        kl_start: Share of the run after which kl begins.
+        kl_temperature: T of kl.
     """
-    m = kl.detach()
-    relative = m / masked_mean(m, known).clamp_min(1e-8)
-    return base + (1 - base) * relative.clamp(0, clip)
 
+    spatial_mask: str = "disagreement"
+    mask_base: float = 0.5
+    mask_clip: float = 5.0
+    class_mask: str = "dice"
+    class_bounds: tuple[float, float] = (0.5, 2.0)
+    class_momentum: float = 0.99
+    apply_to: str = "shared_head"
+    shared_head: str = "both"
+    head_width: int = 128
+    aux_resolution: str = "full"
+    aux_bn: str = "separate"
+    kl_start: float = 0.025
+    kl_temperature: float = 1.0
 
-def dice_error(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return e = 1 - Dice and whether each class is present, both (K,), without gradient.
-
-    Dice_c = 2 sum_i p_c,i y_c,i / (sum_i p_c,i + sum_i y_c,i) over labelled cells of the logits' grid.
-    """
-    k = logits.shape[1]
-    with torch.no_grad():
-        p = F.softmax(logits.float(), 1)
-        cells = F.interpolate(target[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0].long()
-        known = cells != IGNORE
-        y = F.one_hot(cells.masked_fill(~known, 0), k).permute(0, 3, 1, 2) * known[:, None]
-        p = p * known[:, None]
-        truth = y.sum((0, 2, 3)).float()
-        dice = 2 * (p * y).sum((0, 2, 3)) / (p.sum((0, 2, 3)) + truth).clamp_min(1e-6)
-    return 1 - dice, truth > 0
+    def __post_init__(self) -> None:
+        among("loss.lfd.spatial_mask", self.spatial_mask, SPATIAL)
+        within("loss.lfd.mask_base", self.mask_base, 0, 1)
+        within("loss.lfd.mask_clip", self.mask_clip, 1, 1e6)
+        among("loss.lfd.class_mask", self.class_mask, CLASS)
+        within("loss.lfd.class_bounds[0]", self.class_bounds[0], 0, 1)
+        within("loss.lfd.class_bounds[1]", self.class_bounds[1], 1, 1e6)
+        within("loss.lfd.class_momentum", self.class_momentum, 0, 0.999999)
+        among("loss.lfd.apply_to", self.apply_to, ("shared_head", "student_aux", "both"))
+        among("loss.lfd.shared_head", self.shared_head, ("both", "teacher"))
+        within("loss.lfd.head_width", self.head_width, 1, 4096)
+        among("loss.lfd.aux_resolution", self.aux_resolution, ("full", "feature"))
+        among("loss.lfd.aux_bn", self.aux_bn, ("separate", "joint"))
+        within("loss.lfd.kl_start", self.kl_start, 0, 1)
+        within("loss.lfd.kl_temperature", self.kl_temperature, 0.01, 1000)
+        if self.class_mask == "uniform" and self.apply_to != "shared_head":
+            raise UsageError(
+                f"loss.lfd.apply_to = {self.apply_to!r} has no effect with class_mask 'uniform'. "
+                f"Fix: choose a class mask ({', '.join(CLASS[:-1])}), or leave apply_to away"
+            )
 
 
 class LFD(DistillLoss):
-    """The feature, auxiliary and shared-head terms of LFD at their defaults.
+    """The feature, auxiliary and shared-head terms of LFD.
 
     Args:
         student: Shapes of the student's outputs, with `deep`.
         teacher: Shapes of the teacher's outputs, with `deep`.
         num_classes: K.
-        width: Channels of the shared head.
-        kl_start: Share of the run after which `kl` begins: the head must have learnt first.
-        momentum: Of the moving average of the class weights.
+        options: The switches.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("deep",)
     parts: ClassVar[tuple[str, ...]] = ("fea", "aux", "kl")
-    class_weight: Tensor
+    Options: ClassVar[type[Any]] = LFDOptions
 
     def __init__(
         self,
         student: Mapping[str, TapInfo],
         teacher: Mapping[str, TapInfo],
         num_classes: int,
-        width: int = 128,
-        kl_start: float = 0.025,
-        momentum: float = 0.99,
+        options: LFDOptions = LFDOptions(),
     ) -> None:
         super().__init__()
+        self.options = options
+        self.masks_student_aux = options.apply_to != "shared_head"
         channels = teacher["deep"].channels
         self.adapter = nn.Conv2d(student["deep"].channels, channels, 1, bias=False)
         self.head = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            nn.Conv2d(channels, options.head_width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(options.head_width),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, num_classes, 1),
+            nn.Conv2d(options.head_width, num_classes, 1),
         )
-        self.kl_start = kl_start
-        self.momentum = momentum
-        self.register_buffer("class_weight", torch.ones(num_classes))
-
-    def update_class_weight(self, logits: Tensor, target: Tensor) -> None:
-        """Move the class weights towards what the primary head gets wrong in this batch.
-
-        Args:
-            logits: The student's, (B, K, h, w).
-            target: (B, H, W) int64.
-        """
-        error, present = dice_error(logits, target)
-        if present.any():
-            wanted = (error / error[present].mean().clamp_min(1e-6)).clamp(0.5, 2.0)
-            moved = self.momentum * self.class_weight + (1 - self.momentum) * wanted
-            self.class_weight.copy_(torch.where(present, moved, self.class_weight))
+        self.class_mask = ClassMask(options.class_mask, num_classes, options.class_bounds, options.class_momentum)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return {"fea", "aux"} and, once it begins, "kl"; see `lfd.losses.DistillLoss`."""
+        o = self.options
         adapted = self.adapter(student.taps["deep"])
         grid = (adapted.shape[2], adapted.shape[3])
         goal = to_grid(teacher.taps["deep"], grid).detach()
         known = labelled(target, grid)
+        z_s, z_t = (to_grid(o.logits.detach(), grid) for o in (student, teacher))
 
-        kl = kl_per_pixel(to_grid(teacher.logits, grid), to_grid(student.logits, grid))
-        distance = (adapted.float() - goal.float()).square().mean(1)
-        parts = {"fea": masked_mean(distance, disagreement_mask(kl, known) * known)}
+        mask = spatial_mask(o.spatial_mask, z_s, z_t, target, o.mask_base, o.mask_clip)
+        parts = {"fea": masked_mean((adapted.float() - goal.float()).square().mean(1), mask * known)}
 
         if self.training:
-            self.update_class_weight(student.logits, target)
-        # Two passes, so that the batch norm normalises each domain by its own statistics.
-        of_teacher, of_student = self.head(goal), self.head(adapted)
-        weight = self.class_weight.clone()
-        parts["aux"] = cross_entropy(of_teacher, target, weight) + cross_entropy(of_student, target, weight)
-        if progress >= self.kl_start:
-            parts["kl"] = masked_mean(kl_per_pixel(of_teacher.detach(), of_student), known)
+            self.class_mask.update(z_s, z_t, target)
+        of_teacher, of_student = self._branches(goal, adapted)
+        truth = target if o.aux_resolution == "full" else to_cells(target, grid)
+        weighted = o.apply_to != "student_aux"
+        parts["aux"] = self._cross_entropy(of_teacher, truth, weighted)
+        if o.shared_head == "both":
+            parts["aux"] = parts["aux"] + self._cross_entropy(of_student, truth, weighted)
+        if progress >= o.kl_start:
+            parts["kl"] = masked_mean(kl_per_pixel(of_teacher.detach(), of_student, o.kl_temperature), known)
         return parts
+
+    def student_aux(self, logits: Tensor, target: Tensor, align_corners: bool) -> Tensor:
+        """Return the student's own auxiliary loss under the class mask; `logits` (B, K, h, w)."""
+        return self._cross_entropy(logits, target, True, align_corners)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return {"class_weight": w}, or nothing where w is uniform."""
+        return {} if self.options.class_mask == "uniform" else {"class_weight": self.class_mask.weight}
+
+    def _branches(self, goal: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A(F_t) and A(G_s); with shared_head `teacher`, A is frozen in the second."""
+        count = goal.shape[0]
+        if self.options.shared_head == "both":
+            if self.options.aux_bn == "separate":
+                return self.head(goal), self.head(adapted)
+            joint = self.head(torch.cat([goal, adapted]))
+            return joint[:count], joint[count:]
+        frozen = {name: p.detach() for name, p in self.head.named_parameters()}
+        if self.options.aux_bn == "separate":
+            return self.head(goal), functional_call(self.head, frozen, (adapted,))
+        of_teacher = self.head(torch.cat([goal, adapted.detach()]))[:count]
+        return of_teacher, functional_call(self.head, frozen, (torch.cat([goal, adapted]),))[count:]
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor, weighted: bool, align_corners: bool = False) -> Tensor:
+        if not weighted or self.options.class_mask == "uniform":
+            return cross_entropy(logits, target, None, align_corners)
+        weight = self.class_mask.weight.clone()  # the buffer moves on before the backward pass
+        if self.options.class_mask == "gate":
+            return cross_entropy(logits * weight.view(1, -1, 1, 1), target, None, align_corners)
+        return cross_entropy(logits, target, weight, align_corners)

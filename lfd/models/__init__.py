@@ -15,15 +15,25 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from lfd.errors import unknown
-from lfd.models import deeplabv3, lraspp
+from lfd.models import deeplabv3, lraspp, pspnet
 from lfd.models.backbone_weights import load_backbone
 
 
 class SegmentationModel(Protocol):
-    """What a family's class offers beside being an nn.Module."""
+    """What a family's class offers beside being an nn.Module.
+
+    Attributes:
+        taps: Feature names to paths, for `lfd.taps`; at least `deep`, the last convolution's input.
+        backbone: What `--weights` fills.
+        backbone_name: Its name, torchvision's where torchvision has it.
+        align_corners: How its logits are to be resized to a picture, by whoever resizes them: as `align_corners` of
+            `torch.nn.functional.interpolate`. True for the CIRKD family, which trains and tests that way.
+    """
 
     taps: dict[str, str]
     backbone: nn.Module
+    backbone_name: str
+    align_corners: bool
 
     def forward(self, image: Tensor) -> dict[str, Tensor]: ...
 
@@ -31,12 +41,12 @@ class SegmentationModel(Protocol):
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "lraspp_mobilenet_v3_large": partial(lraspp.build, "mobilenet_v3_large"),
     "lraspp_mobilenet_v3_small": partial(lraspp.build, "mobilenet_v3_small"),
-    "deeplabv3_resnet18_os8": partial(deeplabv3.build, "resnet18", 8),
-    "deeplabv3_resnet18_os16": partial(deeplabv3.build, "resnet18", 16),
-    "deeplabv3_resnet50_os8": partial(deeplabv3.build, "resnet50", 8),
-    "deeplabv3_resnet50_os16": partial(deeplabv3.build, "resnet50", 16),
-    "deeplabv3_resnet101_os8": partial(deeplabv3.build, "resnet101", 8),
-    "deeplabv3_resnet101_os16": partial(deeplabv3.build, "resnet101", 16),
+    **{
+        f"{family}_{backbone}_os{stride}": partial(module.build, backbone, stride)
+        for family, module in (("deeplabv3", deeplabv3), ("pspnet", pspnet))
+        for backbone in module.BACKBONES
+        for stride in (8, 16)
+    },
 }
 
 
@@ -47,7 +57,8 @@ def create_model(name: str, num_classes: int, weights: str = "none") -> tuple[nn
         name: A name in MODELS.
         num_classes: K.
         weights: Where the backbone's weights come from: `imagenet` (torchvision's, downloaded once),
-            `none` (random), or the path of a torchvision classification checkpoint.
+            `none` (random), or the path of a classification checkpoint: torchvision's, and for the backbones of
+            the CIRKD family also that family's or timm's.
 
     Returns:
         The network in training mode, and a sentence that says what its backbone started from.

@@ -30,6 +30,7 @@ class LRASPP(nn.Module):
     def __init__(self, backbone_name: str, num_classes: int) -> None:
         super().__init__()
         self.backbone_name = backbone_name
+        self.align_corners = False
         # dilated: the last stage keeps stride 16, as the paper's segmentation networks do.
         features = torchvision.models.get_model(backbone_name, weights=None, dilated=True).features
         # Positions of the blocks that halve the grid; the fourth from the end has stride 8.

@@ -17,10 +17,11 @@ import torch
 from rich.console import Console
 
 from lfd.checkpoint import CONTENTS, load_model
-from lfd.config import Config, from_mapping
+from lfd.config import Config
 from lfd.errors import CheckpointError, DataError, TrainingError, UsageError
 from lfd.files import locked
 from lfd.models import create_model
+from lfd.recipe import from_mapping
 from lfd.trainer import train
 from lfd.weights import load_state, read_tensors
 from tests.conftest import make_folder
@@ -42,6 +43,7 @@ def config(folder: Path, steps: int = 6, **sections: Any) -> Config:
         "data": {"source": f"folder:{folder}"},
         "optimizer": {"name": "adamw", "lr": 2e-3},
         "distill": {},
+        "loss": {},
     }
     for name, values in sections.items():
         record[name] = record[name] | values
@@ -57,8 +59,17 @@ def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def distilling(folder: Path, teacher: Path, **train_values: Any) -> Config:
-    return config(folder, train=train_values, distill={"teacher": str(teacher), "method": "lfd"})
+def distilling(
+    folder: Path, teacher: Path, sections: dict[str, Any] | None = None, **train_values: Any
+) -> Config:
+    """LFD on the toy data; `sections` adds to a recipe's sections."""
+    more = sections or {}
+    return config(
+        folder,
+        train=more.get("train", {}) | train_values,
+        distill={"teacher": str(teacher), "method": "lfd"} | more.get("distill", {}),
+        **{name: values for name, values in more.items() if name not in ("train", "distill")},
+    )
 
 
 def test_a_run_leaves_what_it_promises(folder: Path, teacher: Path) -> None:
@@ -81,26 +92,48 @@ def test_distilling_learns_and_logs_every_term(folder: Path, teacher: Path, tmp_
     best = train(run, tmp_path / "run", False, False, QUIET)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     terms = {"kd": {"loss_task", "loss_kd"}, "lfd": {f"loss_{n}" for n in ("task", "kd", "fea", "aux", "kl")}}[method]
-    assert terms <= set(lines[-3])
-    assert lines[20]["loss_kd"] < lines[0]["loss_kd"] and best > 0.3
+    logged = [line for line in lines if "loss_task" in line]
+    assert terms <= set(logged[-1])
+    assert logged[20]["loss_kd"] < logged[0]["loss_kd"] and best > 0.3
+    weights = [line["class_weight"] for line in lines if "class_weight" in line]
+    assert len(weights) == (30 if method == "lfd" else 0) and all(set(w) == {"ground", "sky", "thing"} for w in weights)
     _, spec = load_model(tmp_path / "run")
     assert spec.provenance["method"] == method and spec.provenance["teacher"] == "lraspp_mobilenet_v3_small"
 
 
-@pytest.mark.parametrize(("model", "stop"), [("lraspp_mobilenet_v3_small", 3), ("deeplabv3_resnet18_os16", 4)])
+EVERYTHING = {
+    "train": {"ema": 0.9, "accumulate": 2, "amp": "fp16"},
+    "optimizer": {"clip_norm": 1.0, "warmup": 2, "schedule": "cosine"},
+    "distill": {"balance": "ema"},
+    "loss": {"lfd": {"class_mask": "kl", "shared_head": "teacher", "aux_bn": "joint", "aux_resolution": "feature"}},
+}
+"""Whatever has a state of its own."""
+
+
+@pytest.mark.parametrize(
+    ("model", "stop", "sections"),
+    [
+        ("lraspp_mobilenet_v3_small", 3, {}),
+        ("deeplabv3_resnet18_os16", 4, {}),
+        ("lraspp_mobilenet_v3_small", 4, EVERYTHING),
+    ],
+)
 def test_resuming_equals_the_uninterrupted_run_bit_for_bit(
-    folder: Path, teacher: Path, tmp_path: Path, model: str, stop: int
+    folder: Path, teacher: Path, tmp_path: Path, model: str, stop: int, sections: dict[str, Any]
 ) -> None:
-    """Both where a validation was due at the stop, and with dropout, which draws from torch's generator."""
+    """Where a validation was due at the stop; with dropout, which draws from torch's generator; with all states."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run = distilling(folder, teacher, model=model)
+    run = distilling(folder, teacher, sections, model=model)
     train(run, whole, False, False, QUIET)
     stop_after(stop, lambda: train(run, parts, False, False, QUIET))
     assert load_state(parts / "resume.pt")["step"] == stop
     train(run, parts, True, False, QUIET)
     a, b = load_state(whole / "resume.pt"), load_state(parts / "resume.pt")
     assert a["step"] == b["step"] == 6 and a["best"] == b["best"]
-    assert all(torch.equal(a["distiller"][k], b["distiller"][k]) for k in a["distiller"])
+    for part in ("distiller", "average"):
+        assert set(a[part]) == set(b[part]) and all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+    assert str(a["optimizer"]) == str(b["optimizer"]) and a["scaler"] == b["scaler"]
+    assert bool(a["average"]) == bool(sections) == bool(a["scaler"])
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     steps = [
         json.loads(line)["step"] for line in (parts / "metrics.jsonl").read_text().splitlines() if "loss_task" in line

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from lfd.config import Config, apply_set, from_mapping, read_recipe, recipe_names, to_toml
+from lfd.config import Config
 from lfd.errors import UsageError
+from lfd.recipe import RECIPES, apply_set, from_mapping, read_recipe, recipe_names, to_toml
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_complete_short_and_valid(name: str, tmp_path: Path) -> None:
-    from lfd.config import RECIPES
 
     record = read_recipe(name)
     config = from_mapping(record)

@@ -1,0 +1,104 @@
+"""Several processes, one per device, that train as one: sums over them, and means that stay exact.
+
+A loss that is a mean over labelled pixels must be the mean over the pixels of all processes. Each
+process divides its own sum by the count of all over the number of processes (`share`); the average
+that DistributedDataParallel takes of the gradients is then that of the whole batch, however unevenly
+void pixels are spread. With one process everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lfd.errors import UsageError
+
+
+def world_size() -> int:
+    """Return the number of processes in the group, 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number in the group, 0 without one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def local_world_size() -> int:
+    """Return how many of the processes run on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Return the sum over all processes, without gradient."""
+    value = value.detach()
+    if world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def share(total: Tensor) -> Tensor:
+    """Return what this process divides its sum by: the total of all over the number of processes."""
+    return all_sum(total) / world_size()
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every process's value, by rank; small things only, they are pickled."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """Return the first process's value."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def group(device: str) -> Iterator[torch.device | None]:
+    """Join the group that torchrun started, if it did; yield the device that is this process's own.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`, as configured.
+
+    Raises:
+        UsageError: A device with a number, or more processes than cards.
+    """
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) < 2:
+        yield None
+        return
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(
+            f"device {device!r} under torchrun, where each process takes its own; expected auto, cpu, cuda"
+        )
+    own = torch.device("cpu")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        local, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= cards:
+            raise UsageError(f"process {local} of torchrun, and {cards} cards here. Fix: --nproc-per-node {cards}")
+        own = torch.device("cuda", local)
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", device_id=own if own.type == "cuda" else None)
+    try:
+        yield own
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,87 @@
+"""One optimiser step: parts of a batch, gradients, clipping, scaling, the moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lfd.config import Config
+from lfd.distributed import world_size
+from lfd.job import AMP, Job
+from lfd.loader import Batch
+from lfd.schedule import build_optimizer, learning_rate
+from lfd.watch import Watch
+
+
+class Stepper:
+    """Takes the steps of a run; make it after the weights are what they shall be on every process.
+
+    Args:
+        job: What is trained; data-parallel where there are several processes, without the teacher.
+        config: Of the run.
+
+    Attributes:
+        optimizer: Over the student, its adapters and heads.
+        scaler: Of the gradient in half precision; does nothing in other types.
+        watch: Looks at each step's terms.
+    """
+
+    def __init__(self, job: Job, config: Config) -> None:
+        self._job = job
+        self._config = config
+        self.optimizer = build_optimizer(config.optimizer, job.distiller)
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=config.train.amp == "fp16")
+        self.watch = Watch(job.train, job.device)
+        self._wrapped: nn.Module = job.distiller
+        if world_size() > 1:
+            card = [job.device] if job.device.type == "cuda" else None
+            self._wrapped = DistributedDataParallel(
+                job.distiller, device_ids=card, broadcast_buffers=not config.train.sync_bn
+            )
+
+    def step(self, number: int, loader: Iterator[Batch], stop: bool) -> None:
+        """Take a step.
+
+        Args:
+            number: Steps done before.
+            loader: Gives the parts of the batch.
+            stop: This process was asked to stop; the watch tells the others.
+        """
+        o, t = self._config.optimizer, self._config.train
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate(o, number, t.steps)
+        self._backward(number, loader, stop)
+        if o.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._job.distiller.parameters(), o.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._job.average is not None:
+            self._job.average.update_parameters(self._job.distiller.student)
+
+    def _backward(self, number: int, loader: Iterator[Batch], stop: bool) -> None:
+        t, device = self._config.train, self._job.device
+        total = torch.zeros((), device=device)
+        terms: dict[str, Tensor] = {}
+        seen: list[int] = []
+        for part in range(t.accumulate):
+            image, target, pictures = next(loader)
+            if t.channels_last:
+                image = image.contiguous(memory_format=torch.channels_last)
+            last = part == t.accumulate - 1
+            # Gradients travel between processes once a step, with the last part.
+            wrapped = self._wrapped
+            with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext():
+                with torch.autocast(device.type, AMP[t.amp], enabled=t.amp != "off"):
+                    result = wrapped(image, target, number / t.steps)
+                self.scaler.scale(result.total / t.accumulate).backward()
+            total += result.total.detach() / t.accumulate
+            for name, value in result.parts.items():
+                terms[name] = terms.get(name, torch.zeros_like(value)) + value / t.accumulate
+            seen += pictures
+        self.watch.add(number + 1, total, terms, seen, stop)

@@ -1,0 +1,161 @@
+"""What a run can be told to do beside plain steps: each against what it is equal to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lfd.checkpoint import load_model
+from lfd.ema import averaged
+from lfd.errors import CheckpointError, UsageError
+from lfd.models import create_model
+from lfd.trainer import train
+from lfd.weights import load_state
+from tests.lfd.test_trainer import QUIET, config
+
+
+def state(folder: Path, out: Path, steps: int = 3, **sections: Any) -> dict[str, Any]:
+    train(config(folder, steps, **sections), out, False, False, QUIET)
+    found: dict[str, Any] = load_state(out / "resume.pt")
+    return found
+
+
+def test_the_average_is_the_recursion_of_its_formula() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1, bias=False), torch.nn.BatchNorm2d(1))
+    values = [1.0, 2.0, 4.0, 8.0]
+    average = averaged(model, 0.3)
+    expected = values[0]
+    for n, value in enumerate(values):
+        with torch.no_grad():
+            model[0].weight.fill_(value)
+            model[1].running_mean.fill_(value)
+            model[1].num_batches_tracked.fill_(n)
+        average.update_parameters(model)
+        if n:  # the first update copies
+            decay = min(0.3, (1 + n) / (10 + n))
+            expected = decay * expected + (1 - decay) * value
+        assert float(average.module[0].weight.detach()) == pytest.approx(expected, rel=1e-6)
+        assert float(average.module[1].running_mean) == pytest.approx(expected, rel=1e-6)
+        assert int(average.module[1].num_batches_tracked) == n
+
+
+def test_the_average_is_what_is_kept(folder: Path, tmp_path: Path) -> None:
+    found = state(folder, tmp_path / "run", train={"ema": 0.9})
+    model, spec = load_model(tmp_path / "run")
+    kept = model.state_dict()
+    fresh, _ = create_model(spec.model, 3)
+    assert set(kept) == set(fresh.state_dict())
+    key = "classifier.high_classifier.weight"
+    assert torch.equal(kept[key], found["average"][f"module.{key}"])
+    assert not torch.equal(kept[key], found["distiller"][f"student.{key}"])
+
+
+@pytest.mark.parametrize("method", ["none"])
+def test_accumulating_two_parts_is_the_mean_of_their_gradients(folder: Path, method: str) -> None:
+    """With batch norm in evaluation, where parts do not see each other, they make the whole batch's step."""
+    from lfd.distiller import Distiller
+    from lfd.spec import Preprocess
+
+    torch.manual_seed(0)
+    distiller = Distiller(create_model("lraspp_mobilenet_v3_small", 3)[0], Preprocess((48, 64)), 3, method).eval()
+    image = torch.randint(0, 256, (4, 3, 48, 64), dtype=torch.uint8)
+    target = torch.randint(0, 3, (4, 48, 64))
+    distiller(image, target).total.backward()
+    whole = [p.grad.clone() for p in distiller.parameters() if p.grad is not None]
+    distiller.zero_grad()
+    for part in (slice(0, 2), slice(2, 4)):
+        (distiller(image[part], target[part]).total / 2).backward()
+    parts = [p.grad for p in distiller.parameters() if p.grad is not None]
+    assert len(whole) == len(parts) > 100
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(whole, parts, strict=True))
+
+
+def test_accumulation_shows_the_same_pictures_and_logs_their_mean(folder: Path, tmp_path: Path) -> None:
+    frozen = {"optimizer": {"lr": 0.0}}
+    for name, parts in (("one", 1), ("two", 2)):
+        state(folder, tmp_path / name, train={"accumulate": parts}, **frozen)
+    task = [
+        [json.loads(line).get("loss_task") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    a, b = ([v for v in values if v is not None] for values in task)
+    # Not equal: each part is normalised by its own batch statistics.
+    assert len(a) == len(b) == 3 and a == pytest.approx(b, rel=0.2) and a != b
+
+
+def test_clipping_bounds_the_step(folder: Path, tmp_path: Path) -> None:
+    """SGD without momentum, decay or batch-norm buffers: the weights move by at most lr times the norm."""
+    sgd = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    moved = {}
+    for norm in (0.5, 0.0):
+        before = state(folder, tmp_path / f"a{norm}", 1, optimizer={**sgd, "lr": 0.0})["distiller"]
+        after = state(folder, tmp_path / f"b{norm}", 1, optimizer={**sgd, "clip_norm": norm})["distiller"]
+        names = [k for k in before if "running" not in k and "tracked" not in k]
+        moved[norm] = float(torch.sqrt(sum(((after[k] - before[k]) ** 2).sum() for k in names)))
+    assert moved[0.5] == pytest.approx(0.5, rel=1e-3) and moved[0.0] > 0.6
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_trains_and_stays_near_float(folder: Path, tmp_path: Path, amp: str) -> None:
+    half = state(folder, tmp_path / amp, 2, train={"amp": amp})
+    full = state(folder, tmp_path / "off", 2)
+    assert bool(half["scaler"]) == (amp == "fp16")
+    for key, value in full["distiller"].items():
+        assert torch.isfinite(half["distiller"][key]).all() and half["distiller"][key].dtype == value.dtype
+
+
+def test_decay_of_norms_and_biases_is_a_choice(folder: Path, tmp_path: Path) -> None:
+    """Weights that get no gradient in a step of rate lr shrink by 1 - lr * decay: AdamW, with lr only."""
+    from lfd.config import OptimizerConfig
+    from lfd.schedule import build_optimizer
+
+    model = torch.nn.BatchNorm2d(2)
+    for decay_norms, expected in ((False, 1.0), (True, 1 - 0.5 * 0.1)):
+        torch.nn.init.ones_(model.weight)
+        optimizer = build_optimizer(
+            OptimizerConfig(name="adamw", lr=0.5, weight_decay=0.1, decay_norms=decay_norms), model
+        )
+        model.weight.grad = torch.zeros(2)
+        model.bias.grad = torch.zeros(2)
+        optimizer.step()
+        assert model.weight.tolist() == pytest.approx([expected] * 2)
+
+
+def test_checkpoints_between_validations(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lfd.resume import RunState
+
+    saved: list[int] = []
+    monkeypatch.setattr(RunState, "save", lambda _, progress: saved.append(progress.step))
+    train(config(folder, 8, train={"eval_every": 4, "save_every": 3}), tmp_path / "run", False, False, QUIET)
+    assert saved == [3, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"train": {"batch": 6, "accumulate": 4}}, "not a multiple of train.accumulate = 4"),
+        ({"distill": {"balance": "ema"}}, "method 'none' balances nothing"),
+        ({"distill": {"weights": {"fea": 1.0}}}, "loss weight of method 'none' 'fea'"),
+        ({"loss": {"lfd": {"spatial_mask": "gap"}}}, r"\[loss.lfd\] has no effect"),
+        ({"loss": {"ldf": {}}}, "Did you mean 'lfd'"),
+        ({"distill": {"method": "lfd"}}, "needs a teacher"),
+    ],
+)
+def test_what_has_no_effect_is_refused_before_anything_is_read(
+    tmp_path: Path, sections: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        train(config(tmp_path / "nowhere", **sections), tmp_path / "run", False, False, QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_state_without_its_average_is_refused(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    found = state(folder, out, train={"ema": 0.9})
+    torch.save({**found, "average": {}}, out / "resume.pt")
+    with pytest.raises(CheckpointError, match="not the state of this run"):
+        train(config(folder, 3, train={"ema": 0.9}), out, True, False, QUIET)
