@@ -16,10 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lfd.config import among
+from lfd.config import BALANCES, among
 from lfd.distributed import all_sum, world_size
 
-KINDS = ("detach", "ema", "none")
 MOMENTUM = 0.99
 TINY = 1e-8
 
@@ -39,7 +38,7 @@ class Balance(nn.Module):
 
     def __init__(self, kind: str, parts: Sequence[str]) -> None:
         super().__init__()
-        among("distill.balance", kind, KINDS)
+        among("distill.balance", kind, BALANCES)
         self.kind = kind
         self.parts = tuple(parts)
         if kind == "ema":

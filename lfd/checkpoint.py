@@ -8,6 +8,7 @@ A run directory holds
     metrics.jsonl          one line a logged step or validation
     tensorboard/           the same for TensorBoard
     predictions.png        frame, truth and prediction for some validation pictures
+    explain/               what `lfd-train explain` wrote about it
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MODEL_FILE = "model.safetensors"
 STATE_FILE = "resume.pt"
 
 
-CONTENTS = ("config.toml", MODEL_FILE, STATE_FILE, "metrics.jsonl", "tensorboard", "predictions.png")
+CONTENTS = ("config.toml", MODEL_FILE, STATE_FILE, "metrics.jsonl", "tensorboard", "predictions.png", "explain")
 
 
 def clear_run(out: Path) -> None:

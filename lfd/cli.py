@@ -99,14 +99,14 @@ def _start(
     config = from_mapping(record)
     if not config.data.source:
         raise UsageError("no data set; give --data NAME:PATH, such as --data street:")
-    if not config.train.model:
-        raise UsageError("no model; give --model or --student NAME, as `lfd-train list models` shows them")
-    if config.train.model not in MODELS:
-        raise unknown("model", config.train.model, MODELS)
     if default_method and not config.distill.teacher:
         raise UsageError("no teacher; give --teacher RUN, a run of `lfd-train teacher`")
     if config.distill.method not in METHODS:
         raise unknown("method", config.distill.method, METHODS)
+    if not config.train.model:
+        raise UsageError("no model; give --model or --student NAME, as `lfd-train list models` shows them")
+    if config.train.model not in MODELS:
+        raise unknown("model", config.train.model, MODELS)
     # Under torchrun the first process speaks.
     quiet = os.environ.get("RANK", "0") != "0"
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
@@ -130,7 +130,7 @@ def teacher(**options: Any) -> None:
 
 
 @main.command()
-@click.option("--teacher", metavar="RUN|FILE", help="Run of the teacher, its model.safetensors, or a .pth of the CIRKD family.")
+@click.option("--teacher", metavar="RUN|FILE", help="Its run, model.safetensors, or .pth of the CIRKD family.")
 @click.option("--student", "model", metavar="NAME", help="Network; `lfd-train list models` shows them.")
 @click.option("--method", help="Distiller; `lfd-train list methods` shows them.  [default: lfd]")
 @_run_options
@@ -148,7 +148,7 @@ def distill(**options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @guarded
 def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: bool) -> None:
-    """Score a run, or a model.safetensors, on a labelled set: mIoU and IoU a class, as deployed."""
+    """Score a run, its model.safetensors, or a checkpoint of the CIRKD family: mIoU and IoU a class, as deployed."""
     _need()
     import dataclasses  # noqa: PLC0415
     import math  # noqa: PLC0415
@@ -161,8 +161,8 @@ def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: b
     from lfd.job import pick_device  # noqa: PLC0415
     from lfd.normalize import Predictor  # noqa: PLC0415
 
-    model, spec = load_model(run)
     dataset = open_dataset(data, "test")
+    model, spec = load_model(run, (dataset.labels, _input_size(dataset, size)))
     check_labels(spec.labels, dataset.labels, f"the data set {data}")
     preprocess = dataclasses.replace(spec.preprocess, size_hw=parse_size(size)) if size else spec.preprocess
     where = pick_device(device)
@@ -179,6 +179,70 @@ def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: b
     click.echo(
         f"{'mIoU':<20} {matrix.miou():7.2%}   pixel accuracy {matrix.pixel_accuracy():.2%}, {len(dataset)} pictures"
     )
+
+
+@main.command("explain")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", required=True, metavar="NAME:PATH@SPLIT", help="Data set; its val split by default.")
+@click.option("--teacher", metavar="RUN|FILE", help="In place of the run's own.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write.  [default: RUN/explain]"
+)
+@click.option("--count", default=6, show_default=True, help="Pictures, spread evenly over the split.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier call wrote to --out.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
+@guarded
+def explain_run(
+    run: Path, data: str, teacher: str | None, out: Path | None, count: int, overwrite: bool, device: str
+) -> None:
+    """Show what LFD's masks do: which pixels the student is made to heed, and how the class weights went."""
+    _need()
+    require("matplotlib", "train")
+    from lfd.checkpoint import model_file  # noqa: PLC0415
+    from lfd.explain import explain  # noqa: PLC0415
+
+    done = explain(run, data, out or model_file(run).with_name("explain"), teacher, count, device, overwrite)
+    for note in done.notes:
+        click.echo(f"note     {note}")
+    click.echo(f"written  {done.out}: {', '.join(done.files)}")
+    overall = done.record["overall"]
+    if overall["wrong_pixels"] is not None and overall["mask"]["weight_on_wrong"] is not None:
+        click.echo(
+            f"overall  {overall['mask']['weight_on_wrong']:.1%} of the mask lies on the "
+            f"{overall['wrong_pixels']:.1%} of the pixels that the student has wrong"
+        )
+
+
+@main.command("import")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--data", required=True, metavar="NAME:PATH", help="Data set whose classes it knows.")
+@click.option("--size", metavar="HxW", help="Its input size.  [default: of the data set's first picture]")
+@click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A .safetensors.")
+@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@guarded
+def import_checkpoint(checkpoint: Path, data: str, size: str | None, out: Path, overwrite: bool) -> None:
+    """Make a DeepLabV3 or PSPNet checkpoint of the CIRKD family a model that knows its classes and input."""
+    _need()
+    from lfd.checkpoint import load_model, save_model  # noqa: PLC0415
+    from lfd.data import open_dataset  # noqa: PLC0415
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}; expected a name that ends in .safetensors")
+    check_free(out, overwrite)
+    dataset = open_dataset(data, "val")
+    model, spec = load_model(checkpoint, (dataset.labels, _input_size(dataset, size)))
+    save_model(out, model, spec)
+    height, width = spec.preprocess.size_hw
+    click.echo(f"written  {out}: {spec.model}, {len(spec.labels)} classes, input {height}x{width}, BGR less its mean")
+    click.echo(f"score it with: lfd-train eval {out} --data {data}")
+
+
+def _input_size(dataset: Any, size: str | None) -> tuple[int, int]:
+    """Return the size given, or that of the first picture."""
+    from lfd.console import parse_size  # noqa: PLC0415
+
+    height, width = parse_size(size) if size else dataset[0].image.shape[:2]
+    return height, width
 
 
 @main.command("list")

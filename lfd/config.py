@@ -9,6 +9,9 @@ from typing import Any
 from lfd.console import parse_size
 from lfd.errors import UsageError, unknown
 
+BALANCES = ("detach", "ema", "none")
+"""How terms are balanced, see `lfd.balance`."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -179,7 +182,7 @@ class Config:
         within("optimizer.power", o.power, 0, 100)
         within("optimizer.clip_norm", o.clip_norm, 0, 1e6)
         among("distill.teacher_size", self.distill.teacher_size, ("own", "student"))
-        among("distill.balance", self.distill.balance, ("", "detach", "ema", "none"))
+        among("distill.balance", self.distill.balance, ("", *BALANCES))
         for part, weight in self.distill.weights.items():
             within(f"distill.weights.{part}", weight, 0, 1e6)
         for key, text in (("data.size", d.size), ("data.crop", d.crop)):

@@ -151,9 +151,7 @@ class Distiller(nn.Module):
     def _teach(self, image: Tensor) -> Outputs:
         assert self._teacher is not None  # noqa: S101
         taps, normalize, amp = self._teacher
-        if self._scale != (1.0, 1.0):
-            size = [max(1, round(side * by)) for side, by in zip(image.shape[2:], self._scale, strict=True)]
-            image = F.interpolate(image.float(), size, mode="bilinear", antialias=min(self._scale) < 1)
+        image = to_scale(image, self._scale)
         with torch.autocast(image.device.type, amp, enabled=amp is not None):
             outputs = taps(normalize.to(image.device)(image))
         # The student may run in another precision than the teacher: losses and heads get float32.
@@ -185,6 +183,14 @@ def check_method(
             f"distill.balance = {balance!r} has no effect: method {method!r} balances nothing. Fix: leave it away"
         )
     read_options(chosen, options)
+
+
+def to_scale(image: Tensor, scale: tuple[float, float]) -> Tensor:
+    """Return a picture (B, 3, H, W) scaled in height and width; itself at scale 1."""
+    if scale == (1.0, 1.0):
+        return image
+    size = [max(1, round(side * by)) for side, by in zip(image.shape[2:], scale, strict=True)]
+    return F.interpolate(image.float(), size, mode="bilinear", antialias=min(scale) < 1)
 
 
 def _paths(model: nn.Module, needed: set[str], role: str) -> dict[str, str]:

@@ -21,15 +21,14 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lfd.charts import Bools, Floats, Shown, all_masks, draw_class_weights, overview
 from lfd.checkpoint import MODEL_FILE, load_model, model_file
-from lfd.config import Config, DataConfig, within
+from lfd.config import Config, DataConfig, TrainConfig, within
 from lfd.data import Dataset, open_dataset
-from lfd.distiller import Teacher
+from lfd.distiller import Teacher, to_scale
 from lfd.errors import CheckpointError, ModelError, UsageError
 from lfd.evaluate import check_labels
 from lfd.files import check_free, replacing, to_json
@@ -48,7 +47,6 @@ from lfd.taps import FeatureTaps
 
 SUMMARY_FILE = "summary.json"
 CHART_FILE = "class_weights.png"
-MAX_COUNT = 1000
 
 
 class Summary(NamedTuple):
@@ -129,7 +127,7 @@ def explain(run: Path, data: str, out: Path, teacher: str | None, count: int, de
     Raises:
         LfdError: A network, the data or `out` cannot be used; `out` is as it was.
     """
-    within("--count", count, 1, MAX_COUNT)
+    within("--count", count, 1, 1000)
     check_out(out, overwrite)
     where = pick_device(device)
     student, spec = load_model(run)
@@ -207,8 +205,8 @@ def read_run(run: Path, data: str, teacher: str | None) -> tuple[Config, LFDOpti
         why = f"was trained with method {method!r}" if found else "does not say how it was trained"
         options, notes = LFDOptions(), [f"{run} {why}: these are the masks that LFD's default options would give"]
     distill = dataclasses.replace(config.distill, teacher=chosen)
-    # [train] as it comes: looking needs no speed, and not every device has the run's precision.
-    return Config(data=DataConfig(source=data), distill=distill), options, notes
+    plain = TrainConfig(channels_last=False)  # in float32: not every device has the run's precision
+    return Config(train=plain, data=DataConfig(source=data), distill=distill), options, notes
 
 
 @torch.inference_mode()
@@ -221,15 +219,14 @@ def on_the_grid(pair: Pair, dataset: Dataset, indices: list[int], options: LFDOp
     of_student, of_teacher, targets = [], [], []
     for index in indices:
         sample = dataset[index]
-        pixels = torch.from_numpy(fit_frame(sample.image, pair.preprocess))
-        image = pixels.to(pair.device).permute(2, 0, 1)[None].float()
+        image = torch.from_numpy(fit_frame(sample.image, pair.preprocess)).permute(2, 0, 1)[None]
+        image = image.to(pair.device).float()
         found = taps(normalize(image))
         deep = found.taps.get("deep", found.logits)
         grid = (deep.shape[2], deep.shape[3])
-        if own != size:  # as in lfd.distiller
-            image = F.interpolate(image, own, mode="bilinear", antialias=own[0] < size[0] or own[1] < size[1])
+        scaled = to_scale(image, (own[0] / size[0], own[1] / size[1]))
         of_student.append(to_grid(found.logits.float(), grid).cpu())
-        of_teacher.append(to_grid(pair.teacher.network(normalize_teacher(image))["out"].float(), grid).cpu())
+        of_teacher.append(to_grid(pair.teacher.network(normalize_teacher(scaled))["out"].float(), grid).cpu())
         targets.append(fit_labels(sample.mask, pair.preprocess, dataset.labels.ignore_index))
     taps.remove()
     z_s, z_t, target = torch.cat(of_student), torch.cat(of_teacher), torch.stack(targets)
@@ -280,22 +277,19 @@ def write_pictures(
 def captions(name: str, record: Mapping[str, Any], chosen: str) -> list[str]:
     """Return what stands above the cells of `lfd.charts.overview`."""
     right = {who: record[f"{who}_pixel_accuracy"] for who in ("teacher", "student")}
-    wrong, weight = _percent(record["wrong_pixels"]), _percent(record["mask"]["weight_on_wrong"])
-    compared = right["student"] is not None
+    wrong, weight = record["wrong_pixels"], record["mask"]["weight_on_wrong"]
+    of_mask = "" if weight is None else f", {weight:.1%} of mask"  # none where base is 0 and nothing differs
     return [
         name if len(name) <= 40 else f"{name[:18]}...{name[-18:]}",
-        *(f"{who}, {_percent(share)} right" if compared else who for who, share in right.items()),
-        "truth" if compared else "no labels",
+        *(who if share is None else f"{who}, {share:.1%} right" for who, share in right.items()),
+        "no labels" if wrong is None else "truth",
         f"mask {chosen}" + ("" if record["mean_kl"] is None else f", mean KL {record['mean_kl']:.3f}"),
-        f"student wrong: {wrong} of what counts, {weight} of mask" if compared else "no labels",
+        "no labels" if wrong is None else f"student wrong: {wrong:.1%} of what counts{of_mask}",
     ]
 
 
 def mask_captions(record: Mapping[str, Any], chosen: str) -> dict[str, str]:
     """Return the captions of `lfd.charts.all_masks`: kind to text."""
-    shares = {kind: _percent(mask["weight_on_wrong"]) for kind, mask in record["masks"].items()}
-    return {k: f"{k}{' (chosen)' if k == chosen else ''}, {share} on wrong pixels" for k, share in shares.items()}
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    texts = {kind: f"{kind} (chosen)" if kind == chosen else kind for kind in record["masks"]}
+    shares = {kind: mask["weight_on_wrong"] for kind, mask in record["masks"].items()}
+    return {k: text if shares[k] is None else f"{text}, {shares[k]:.1%} on wrong pixels" for k, text in texts.items()}

@@ -61,6 +61,15 @@ def replacing(path: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
+def clear_partial(folder: Path) -> None:
+    """Remove what `replacing` left in a folder when its process was killed; hold the folder meanwhile (`locked`)."""
+    for aside in folder.glob(".*.partial*"):
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file through `replacing`."""
     write_texts({path: text})

@@ -95,6 +95,11 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
     t, d, method = config.train, config.data, config.distill
     check_method(method.method, method.weights, bool(method.teacher), method.balance, config.loss)
     MicroBatches(t.batch, 0, t.steps, rank(), world_size(), t.accumulate)  # refuses a batch that does not divide
+    if t.weights == "imagenet" and d.normalize != "imagenet":
+        raise UsageError(
+            f"data.normalize = {d.normalize!r} with train.weights = 'imagenet': torchvision's weights were trained on "
+            "the input 'imagenet'. Fix: --set data.normalize=imagenet, or --weights FILE of the CIRKD family"
+        )
     device = device or pick_device(t.device)
     if parse_data(d.source).split is not None:
         raise UsageError(f"data {d.source!r} names a split; training takes the train and val splits of NAME:PATH")

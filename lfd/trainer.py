@@ -17,7 +17,7 @@ from lfd.checkpoint import MODEL_FILE, STATE_FILE, clear_run, save_model
 from lfd.config import Config
 from lfd.distributed import barrier, group, rank, world_size
 from lfd.errors import DataError
-from lfd.files import check_free, locked, replacing, write_text
+from lfd.files import check_free, clear_partial, locked, replacing, write_text
 from lfd.interrupt import Stopped, StopRequest
 from lfd.job import Job, prepare, score
 from lfd.loader import MicroBatches, batches
@@ -59,6 +59,7 @@ def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     found = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
+        clear_partial(out)
         if not resume:
             check_free(out / "config.toml", overwrite)  # another run may have begun while this one prepared
             if overwrite:

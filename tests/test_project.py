@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "torchvision", "onnx", "rich", "safetensors", "tensorboard")
+HEAVY = ("torch", "torchvision", "onnx", "rich", "safetensors", "tensorboard", "matplotlib")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,10 @@ the published part of the trainer, CHOSEN is ours and has a switch.
 M and w are the spatial and the class masks of `lfd.losses.masks`: masks CHOSEN, their use KNOWN.
 Neither carries a gradient, nor does the teacher. Adapter and A are trained with the student and thrown
 away after training.
+
+Grids are matched by the centres of their cells, also for networks whose logits are resized with aligned
+corners. Where no picture has a label, only kl trains A, and nothing anchors it: prefer spatial features
+(`aux` and `kl` of weight 0) for film alone.
 """
 
 from __future__ import annotations
@@ -89,11 +93,23 @@ class LFDOptions:
         among("loss.lfd.aux_bn", self.aux_bn, ("separate", "joint"))
         within("loss.lfd.kl_start", self.kl_start, 0, 1)
         within("loss.lfd.kl_temperature", self.kl_temperature, 0.01, 1000)
-        if self.class_mask == "uniform" and self.apply_to != "shared_head":
-            raise UsageError(
-                f"loss.lfd.apply_to = {self.apply_to!r} has no effect with class_mask 'uniform'. "
-                f"Fix: choose a class mask ({', '.join(CLASS[:-1])}), or leave apply_to away"
-            )
+        for key, other, kind in WITHOUT_EFFECT:
+            value = getattr(self, key)
+            if getattr(self, other) == kind and value != getattr(LFDOptions, key):
+                raise UsageError(
+                    f"loss.lfd.{key} = {value!r} has no effect with {other} {kind!r}. Fix: leave one of them away"
+                )
+
+
+WITHOUT_EFFECT = (
+    ("mask_base", "spatial_mask", "uniform"),
+    ("mask_clip", "spatial_mask", "uniform"),
+    ("class_momentum", "class_mask", "presence"),
+    ("class_momentum", "class_mask", "uniform"),
+    ("class_bounds", "class_mask", "uniform"),
+    ("apply_to", "class_mask", "uniform"),
+)
+"""Options that do nothing beside a kind of mask."""
 
 
 class LFD(DistillLoss):

@@ -7,7 +7,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-BLOCKED = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "rich", "tensorboard")
+BLOCKED = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "rich", "tensorboard", "matplotlib")
 
 
 class Blocker:

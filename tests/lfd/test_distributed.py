@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,13 +15,16 @@ from typing import Any
 import cv2
 import pytest
 import torch
+from rich.console import Console
 
+from lfd.distributed import all_sum, broadcast, gather, group, rank, share, world_size
+from lfd.errors import UsageError
 from lfd.models import create_model
 from lfd.recipe import from_mapping, read_recipe, to_toml
 from lfd.trainer import train
 from lfd.weights import load_state, read_tensors
 from tests.conftest import make_folder
-from tests.lfd.test_trainer import QUIET, config
+from tests.lfd.test_trainer import QUIET, config, stop_after
 
 STEPS = 2
 """The second has momentum, moved class weights, and the term that begins late."""
@@ -103,7 +107,7 @@ def test_two_processes_equal_one_with_the_same_batch(uneven: Path, teacher: Path
 
 
 @pytest.mark.slow
-def test_sigterm_stops_both_at_the_same_step_and_one_goes_on(uneven: Path, teacher: Path, tmp_path: Path) -> None:
+def test_sigterm_stops_both_and_one_process_goes_on(uneven: Path, teacher: Path, tmp_path: Path) -> None:
     path = recipe(uneven, teacher, tmp_path / "r.toml", steps=100_000, eval_every=100_000)
     out = tmp_path / "run"
     process = torchrun("distill", "--recipe", str(path), "--out", str(out))
@@ -117,3 +121,33 @@ def test_sigterm_stops_both_at_the_same_step_and_one_goes_on(uneven: Path, teach
     assert "stopped after step" in errors
     state = load_state(out / "resume.pt")
     assert state["step"] >= 1 and len(state["rng"]) == 2
+    said = Console(record=True, width=200, file=io.StringIO())
+    go_on = from_mapping(read_recipe(str(out / "config.toml")))
+    stop_after(state["step"] + 1, lambda: train(go_on, out, True, False, said))
+    assert "2 processes before, 1 now" in said.export_text()
+    assert load_state(out / "resume.pt")["step"] == state["step"] + 1
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "meta"])
+def test_a_numbered_device_is_refused_where_each_process_takes_its_own(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="expected auto, cpu, cuda"), group(device):
+        pass
+
+
+def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="--nproc-per-node 1"), group("cuda"):
+        pass
+
+
+def test_alone_everything_is_the_identity() -> None:
+    value = torch.tensor([1.0, 2.0])
+    assert torch.equal(all_sum(value), value) and torch.equal(share(value), value)
+    assert gather(3) == [3] and broadcast("x") == "x" and (world_size(), rank()) == (1, 0)
+    with group("cpu") as own:
+        assert own is None

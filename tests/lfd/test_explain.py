@@ -77,10 +77,10 @@ def test_a_student_like_its_teacher_has_a_flat_mask(folder: Path, tmp_path: Path
     model = save(tmp_path / "m.safetensors", network())
     done = look(model, folder, tmp_path / "out", model)
     record = json.loads((tmp_path / "out/summary.json").read_text())
-    assert record["overall"]["mean_kl"] == pytest.approx(0, abs=1e-6)
+    assert record["overall"]["mean_kl"] == 0
     mask = record["overall"]["mask"]
-    assert (mask["min"], mask["mean"], mask["max"]) == pytest.approx((0.5, 0.5, 0.5), abs=1e-3)
-    assert mask["weight_on_wrong"] == pytest.approx(record["overall"]["wrong_pixels"], abs=1e-3)
+    assert (mask["min"], mask["mean"], mask["max"]) == (1, 1, 1)  # nothing to tell cells apart by
+    assert mask["weight_on_wrong"] == pytest.approx(record["overall"]["wrong_pixels"])
     assert record["overall"]["teacher_pixel_accuracy"] == record["overall"]["student_pixel_accuracy"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == set(done.files) == set(record["files"])
     assert set(done.files) == {"000.png", "000.masks.png", "003.png", "003.masks.png", "summary.json"}
@@ -173,6 +173,18 @@ def test_pictures_without_labels_are_shown_without_truth(tmp_path: Path) -> None
     assert overall["mean_kl"] > 0 and "has no labels" in done.notes[1]
     drawn = picture(tmp_path / "out/000.png")
     assert (drawn[420:780, :480] == 24).all() and (drawn[420:780, 968:] == 24).all()
+
+
+def test_a_mask_may_be_zero_on_all_of_a_picture(tmp_path: Path) -> None:
+    """`gap` on nothing but base 0, in a picture that the student has right: no share of it can be given."""
+    root = make_folder(tmp_path / "data", {"val": 2})
+    cv2.imwrite(str(root / "masks/val/000.png"), np.zeros(HW, np.uint8))
+    config = '[distill]\nmethod = "lfd"\n[loss.lfd]\nspatial_mask = "gap"\nmask_base = 0.0'
+    run = a_run(tmp_path / "run", always(tmp_path / "s.safetensors", 0), config)
+    done = look(run, root, tmp_path / "out", always(tmp_path / "t.safetensors", 1))
+    first = done.record["pictures"]["000"]
+    assert first["student_pixel_accuracy"] == 1 and first["mask"]["max"] == 0
+    assert first["mask"]["weight_on_wrong"] is None and done.record["overall"]["mask"]["weight_on_wrong"] > 0
 
 
 def test_heat_begins_with_the_ground_and_ends_yellow() -> None:

@@ -23,7 +23,7 @@ from lfd.errors import UsageError
 from lfd.losses import LOSSES, METHODS, read_options
 from lfd.losses.common import IGNORE, DistillLoss, cross_entropy, kl_per_pixel, masked_mean, overall_mean, to_grid
 from lfd.losses.kd import KD, KDOptions
-from lfd.losses.lfd import LFD, LFDOptions
+from lfd.losses.lfd import LFD, WITHOUT_EFFECT, LFDOptions
 from lfd.losses.masks import CLASS, SPATIAL
 from lfd.taps import Outputs, TapInfo
 from tests.lfd.test_masks import (
@@ -97,10 +97,16 @@ any_options = (
 )
 
 
+def effective(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options without those that a kind of mask makes void, which would be refused."""
+    void = {key for key, other, kind in WITHOUT_EFFECT if options.get(other) == kind}
+    return {key: value for key, value in options.items() if key not in void}
+
+
 def lfd(options: dict[str, Any], student: Shapes = STUDENT, teacher: Shapes = TEACHER) -> LFD:
     """An LFD whose head has no weight at its neutral value."""
     torch.manual_seed(0)
-    loss = LFD(student, teacher, K, LFDOptions(**{"head_width": 6, **options}))
+    loss = LFD(student, teacher, K, LFDOptions(**{"head_width": 6, **effective(options)}))
     with torch.no_grad():
         norm = loss.head[1]
         assert isinstance(norm, nn.BatchNorm2d)
@@ -756,6 +762,15 @@ def test_options_come_typed_out_of_a_recipe() -> None:
             )
             for where in ("student_aux", "both")
         ),
+        (
+            "lfd",
+            "lfd",
+            {"spatial_mask": "uniform", "mask_base": 0.2},
+            "mask_base = 0.2 has no effect with spatial_mask",
+        ),
+        ("lfd", "lfd", {"spatial_mask": "uniform", "mask_clip": 9}, "mask_clip = 9.0 has no effect with spatial_mask"),
+        ("lfd", "lfd", {"class_mask": "presence", "class_momentum": 0}, "no effect with class_mask 'presence'"),
+        ("lfd", "lfd", {"class_mask": "uniform", "class_bounds": [0, 9]}, "no effect with class_mask 'uniform'"),
         ("kd", "kd", {"temperature": 0}, "loss.kd.temperature = 0.0; expected 0.01 to 1000"),
         ("kd", "kd", {"void": 1}, "loss.kd.void = 1; expected bool"),
         ("kd", "lfd", {}, "[loss.lfd] has no effect: the method's losses are kd. Fix: leave it away"),

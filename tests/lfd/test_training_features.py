@@ -54,14 +54,13 @@ def test_the_average_is_what_is_kept(folder: Path, tmp_path: Path) -> None:
     assert not torch.equal(kept[key], found["distiller"][f"student.{key}"])
 
 
-@pytest.mark.parametrize("method", ["none"])
-def test_accumulating_two_parts_is_the_mean_of_their_gradients(folder: Path, method: str) -> None:
+def test_accumulating_two_parts_is_the_mean_of_their_gradients() -> None:
     """With batch norm in evaluation, where parts do not see each other, they make the whole batch's step."""
     from lfd.distiller import Distiller
     from lfd.spec import Preprocess
 
     torch.manual_seed(0)
-    distiller = Distiller(create_model("lraspp_mobilenet_v3_small", 3)[0], Preprocess((48, 64)), 3, method).eval()
+    distiller = Distiller(create_model("lraspp_mobilenet_v3_small", 3)[0], Preprocess((48, 64)), 3, "none").eval()
     image = torch.randint(0, 256, (4, 3, 48, 64), dtype=torch.uint8)
     target = torch.randint(0, 3, (4, 48, 64))
     distiller(image, target).total.backward()
@@ -143,6 +142,7 @@ def test_checkpoints_between_validations(folder: Path, tmp_path: Path, monkeypat
         ({"loss": {"lfd": {"spatial_mask": "gap"}}}, r"\[loss.lfd\] has no effect"),
         ({"loss": {"ldf": {}}}, "Did you mean 'lfd'"),
         ({"distill": {"method": "lfd"}}, "needs a teacher"),
+        ({"train": {"weights": "imagenet"}, "data": {"normalize": "caffe"}}, "--set data.normalize=imagenet"),
     ],
 )
 def test_what_has_no_effect_is_refused_before_anything_is_read(
