@@ -2,7 +2,7 @@
 
     detach   L / sg(L): the value 1 with the gradient of log L                              KNOWN
     ema      L / sg(moving average of L), 0.99: the same on average, smoother from step to step   CHOSEN
-    none     L
+    none     L                                                                              CHOSEN
 
 sg is the value without gradient, over all processes. A weight inside the division would have no effect
 at all, so weights stand outside (`lfd.distiller`). The balanced total is a constant and says nothing:
@@ -28,7 +28,8 @@ class Balance(nn.Module):
 
     Args:
         kind: `detach`, `ema` or `none`.
-        parts: Names of the terms that it is called with.
+        terms: Names of what it is called with.
+        parts: Calls with each term that make up an optimiser step.
 
     Raises:
         UsageError: Another kind.
@@ -36,13 +37,14 @@ class Balance(nn.Module):
 
     average: Tensor
 
-    def __init__(self, kind: str, parts: Sequence[str]) -> None:
+    def __init__(self, kind: str, terms: Sequence[str], parts: int = 1) -> None:
         super().__init__()
         among("distill.balance", kind, BALANCES)
         self.kind = kind
-        self.parts = tuple(parts)
+        self.terms = tuple(terms)
+        self.momentum = MOMENTUM ** (1 / parts)
         if kind == "ema":
-            self.register_buffer("average", torch.zeros(len(self.parts)))
+            self.register_buffer("average", torch.zeros(len(self.terms)))
 
     def forward(self, name: str, term: Tensor) -> Tensor:
         """Return the balanced term, in float32: a quotient of half precision is too coarse; L itself near zero."""
@@ -51,7 +53,7 @@ class Balance(nn.Module):
             return term
         size = all_sum(term).abs() / world_size()
         if self.kind == "ema":
-            size = self._track(self.parts.index(name), size)
+            size = self._track(self.terms.index(name), size)
         return torch.where(size > TINY, term / size.clamp_min(TINY), term)
 
     @torch.no_grad()
@@ -60,6 +62,6 @@ class Balance(nn.Module):
         before = self.average[index].clone()
         if not self.training:
             return torch.where(before > TINY, before, size)
-        moved = torch.where(before > TINY, MOMENTUM * before + (1 - MOMENTUM) * size, size)
+        moved = torch.where(before > TINY, self.momentum * before + (1 - self.momentum) * size, size)
         self.average[index] = torch.where(size > TINY, moved, before)
         return self.average[index].clone()

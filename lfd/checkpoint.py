@@ -60,7 +60,7 @@ def model_file(path: Path) -> Path:
             raise CheckpointError(f"{path}: no {MODEL_FILE} in this folder; expected a run of lfd-train")
         return path / MODEL_FILE
     if not path.exists():
-        raise CheckpointError(f"{path}: no such run or file; expected a run of lfd-train or a .safetensors file")
+        raise CheckpointError(f"{path}: no such run or file; expected a run of lfd-train, a .safetensors or a .pth")
     return path
 
 
@@ -115,4 +115,4 @@ def _adopt(file: Path, given: tuple[Labels, tuple[int, int]] | None) -> tuple[nn
         raise CheckpointError(
             f"{file}: has {num_classes} classes, the data set {len(labels)}; expected a checkpoint of that data set"
         )
-    return model.eval(), ModelSpec(name, labels, cirkd.preprocess(size_hw), provenance={"weights": "cirkd"})
+    return model, ModelSpec(name, labels, cirkd.preprocess(size_hw), provenance={"weights": "cirkd"})

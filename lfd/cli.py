@@ -1,4 +1,4 @@
-"""lfd-train: supervised training, distillation, evaluation."""
+"""lfd-train: supervised training, distillation, evaluation, and looking at what was learnt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _run_options(command: F) -> F:
         click.option("--recipe", help="Recipe: a name, or a TOML file.  [default: default]"),
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value."),
         click.option("--size", metavar="HxW", help="Input size of the network."),
-        click.option("--weights", help="Backbone: imagenet, none, or a torchvision checkpoint."),
+        click.option("--weights", help="Backbone: imagenet, none, or a file: torchvision's, timm's, CIRKD's."),
         click.option("--steps", type=int, help="Optimiser steps."),
         click.option("--batch", type=int, help="Pictures a step."),
         click.option("--seed", type=int, help="Of weights, order and augmentation."),
@@ -86,7 +86,8 @@ def _start(
         raise UsageError(f"{out}: no {STATE_FILE} to resume from; expected a run that reached a checkpoint")
     if resume and (recipe is not None or overwrite):
         raise UsageError("--resume goes on with the run as it is; leave --recipe and --overwrite away")
-    if not resume:
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun it makes the run directory, and it speaks
+    if not resume and first:
         check_free(out, overwrite)
     record = read_recipe(str(saved) if resume else recipe or "default")
     record = apply_set(record, assignments)
@@ -107,9 +108,7 @@ def _start(
         raise UsageError("no model; give --model or --student NAME, as `lfd-train list models` shows them")
     if config.train.model not in MODELS:
         raise unknown("model", config.train.model, MODELS)
-    # Under torchrun the first process speaks.
-    quiet = os.environ.get("RANK", "0") != "0"
-    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
+    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
     best = train(config, out, resume, overwrite, console)
     console.print(f"done     best val mIoU {best:.2%}; weights in {out / MODEL_FILE}")
 

@@ -30,7 +30,8 @@ class DataConfig:
         jitter: Strength of the random brightness, contrast and colour, 0 for none.
         augment: Where crops are made: `cpu` (OpenCV, in the loader), `device` (torch), or `auto`: on the GPU
             where there is one.
-        cache: Keep decoded pictures in memory.
+        cache: Keep decoded pictures in memory: all are read and checked before the first step. Without it, a
+            broken picture stops the run when its turn comes.
         workers: Loader processes; 0 loads in the training process.
     """
 
@@ -104,7 +105,8 @@ class TrainConfig:
         weights: The backbone's: `imagenet`, `none` or a path.
         steps: Optimiser steps.
         batch: Pictures a step, over all processes and accumulated parts.
-        accumulate: Parts that a step's batch is worked through in, one after another, to save memory.
+        accumulate: Parts that a step's batch is worked through in, one after another, to save memory. The step is
+            the mean of their gradients; batch norms, means over pixels and balances are each part's own.
         seed: Of weights, order and augmentation.
         eval_every: Steps between validations, each with a checkpoint.
         save_every: Steps between further checkpoints; 0 for none but those.

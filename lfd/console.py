@@ -87,8 +87,8 @@ class Group(_OneLine, click.Group):
 
 
 def _end(message: str, code: int) -> NoReturn:
-    # Under torchrun all processes share their arguments and stop together: the first one says it for all.
-    if code in (UsageError.exit_code, EXIT_INTERRUPTED) and os.environ.get("RANK", "0") != "0":
+    # Under torchrun all processes share their arguments and stop together: one a machine says it for all.
+    if code in (UsageError.exit_code, EXIT_INTERRUPTED) and os.environ.get("LOCAL_RANK", "0") != "0":
         sys.exit(code)
     click.echo(f"error: {' '.join(message.split())}" if code != EXIT_INTERRUPTED else message, err=True)
     sys.exit(code)

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lfd.preprocess import mean_color
 from lfd.spec import Preprocess
-from lfd.transforms import Crop, color_table, mean_color
+from lfd.transforms import Crop, color_table
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -28,12 +28,10 @@ class StepOutput(NamedTuple):
     Attributes:
         total: Scalar to call backward on.
         parts: Raw terms by name, without gradient, unweighted and unbalanced; this process's share.
-        logits: The student's, (B, K, h, w).
     """
 
     total: Tensor
     parts: dict[str, Tensor]
-    logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class Distiller(nn.Module):
         teacher: None for a method without a teacher.
         balance: In place of `detach`, see `lfd.balance`; "" for that.
         options: Loss name to its options, [loss.NAME] of a recipe.
+        parts: Calls that make up an optimiser step, where its batch is accumulated.
 
     Raises:
         UsageError: An unknown method, or a weight, balance or option that the method has no use for.
@@ -82,6 +81,7 @@ class Distiller(nn.Module):
         teacher: Teacher | None = None,
         balance: str = "",
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        parts: int = 1,
     ) -> None:
         super().__init__()
         check_method(method, weights or {}, teacher is not None, balance, options or {})
@@ -91,7 +91,7 @@ class Distiller(nn.Module):
         self.student = student
         self.align_corners = bool(getattr(student, "align_corners", False))
         self.normalize = Normalize(student_input)
-        self.balance = Balance(balance or "detach", self.method.balanced)
+        self.balance = Balance(balance or "detach", self.method.balanced, parts)
         needed = {name for loss in self.method.losses for name in LOSSES[loss].needs}
         self._student_taps = FeatureTaps(student, _paths(student, needed, "student"))
         self._teacher: tuple[FeatureTaps, Normalize, torch.dtype | None] | None = None
@@ -107,6 +107,7 @@ class Distiller(nn.Module):
         shapes = dry_run(self._student_taps, (h, w)), dry_run(taps, (th, tw))
         for name in self.method.losses:
             loss = LOSSES[name](*shapes, num_classes, chosen[name])
+            loss.parts_a_step = parts
             self.losses.append(loss)
             if loss.masks_student_aux:
                 if getattr(student, "aux_classifier", None) is None:
@@ -135,7 +136,7 @@ class Distiller(nn.Module):
         total = terms["task"].new_zeros(())
         for name, term in terms.items():
             total = total + self.weights[name] * (self.balance(name, term) if name in self.method.balanced else term)
-        return StepOutput(total, {name: term.detach() for name, term in terms.items()}, student.logits)
+        return StepOutput(total, {name: term.detach() for name, term in terms.items()})
 
     def statistics(self) -> dict[str, Tensor]:
         """Return what the losses want followed: name to (K,), one value a class."""

@@ -9,15 +9,17 @@ void pixels are spread. With one process everything here is the identity.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lfd.errors import UsageError
+from lfd.errors import LfdError, UsageError
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -67,10 +69,31 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
+def on_first(make: Callable[[], T]) -> T:
+    """Return what the first process makes; where it fails, all fail alike, and none waits for it.
+
+    Raises:
+        LfdError: The first process's.
+    """
+    made: Any = None
+    error: LfdError | None = None
+    if rank() == 0:
+        try:
+            made = make()
+        except LfdError as raised:
+            error = raised
+    made, error = broadcast((made, error))
+    if error is not None:
+        raise error
+    result: T = made
+    return result
+
+
+def same_buffers(module: torch.nn.Module) -> None:
+    """Give every process the first one's buffers: running statistics, counters."""
     if world_size() > 1:
-        dist.barrier()
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 @contextmanager
@@ -92,10 +115,10 @@ def group(device: str) -> Iterator[torch.device | None]:
         )
     own = torch.device("cpu")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        local, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= cards:
-            raise UsageError(f"process {local} of torchrun, and {cards} cards here. Fix: --nproc-per-node {cards}")
-        own = torch.device("cuda", local)
+        here, cards = local_world_size(), torch.cuda.device_count()
+        if here > cards:
+            raise UsageError(f"{here} processes of torchrun for {cards} cards here. Fix: --nproc-per-node {cards}")
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo", device_id=own if own.type == "cuda" else None)
     try:

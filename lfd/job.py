@@ -12,15 +12,14 @@ from typing import Literal
 import torch
 from rich.console import Console
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from lfd.checkpoint import load_model
 from lfd.config import Config
 from lfd.console import parse_size
 from lfd.data import Dataset, open_dataset, parse_data
 from lfd.distiller import Distiller, Teacher, check_method
-from lfd.distributed import all_sum, local_world_size, rank, world_size
-from lfd.ema import averaged
+from lfd.distributed import all_sum, local_world_size, rank, same_buffers, world_size
+from lfd.ema import Average
 from lfd.errors import DataError, TrainingError, UsageError
 from lfd.evaluate import check_labels, evaluate
 from lfd.loader import Cached, MicroBatches, TrainStream
@@ -58,7 +57,7 @@ class Job:
     val: Dataset
     distiller: Distiller
     kept: nn.Module
-    average: AveragedModel | None
+    average: Average | None
     predictor: Predictor
     spec: ModelSpec
     stream: TrainStream
@@ -81,6 +80,30 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def check_config(config: Config) -> None:
+    """Refuse what cannot work, or would have no effect, before anything is read.
+
+    Raises:
+        UsageError: The method, its batch or its input does not fit the rest of the configuration.
+    """
+    t, d, method = config.train, config.data, config.distill
+    check_method(method.method, method.weights, bool(method.teacher), method.balance, config.loss)
+    together = MicroBatches(t.batch, 0, t.steps, rank(), world_size(), t.accumulate).size
+    together *= world_size() if t.sync_bn else 1
+    if together < 2:
+        raise UsageError(
+            f"train.batch = {t.batch} leaves {together} picture to a batch norm at a time, which has no variance over "
+            "a 1x1 grid; expected at least 2. Fix: a larger --batch, or a smaller train.accumulate"
+        )
+    if t.weights == "imagenet" and d.normalize != "imagenet":
+        raise UsageError(
+            f"data.normalize = {d.normalize!r} with train.weights = 'imagenet': torchvision's weights were trained on "
+            "the input 'imagenet'. Fix: --set data.normalize=imagenet, or --weights FILE of the CIRKD family"
+        )
+    if parse_data(d.source).split is not None:
+        raise UsageError(f"data {d.source!r} names a split; training takes the train and val splits of NAME:PATH")
+
+
 def prepare(config: Config, console: Console, device: torch.device | None = None) -> Job:
     """Open the data, build the student, load and score the teacher, and say what was found.
 
@@ -93,16 +116,8 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
         LfdError: Anything that would make the run fail or mean nothing.
     """
     t, d, method = config.train, config.data, config.distill
-    check_method(method.method, method.weights, bool(method.teacher), method.balance, config.loss)
-    MicroBatches(t.batch, 0, t.steps, rank(), world_size(), t.accumulate)  # refuses a batch that does not divide
-    if t.weights == "imagenet" and d.normalize != "imagenet":
-        raise UsageError(
-            f"data.normalize = {d.normalize!r} with train.weights = 'imagenet': torchvision's weights were trained on "
-            "the input 'imagenet'. Fix: --set data.normalize=imagenet, or --weights FILE of the CIRKD family"
-        )
+    check_config(config)
     device = device or pick_device(t.device)
-    if parse_data(d.source).split is not None:
-        raise UsageError(f"data {d.source!r} names a split; training takes the train and val splits of NAME:PATH")
     train, val = (open_dataset(d.source, split) for split in ("train", "val"))
     if len(train) < t.batch:
         raise DataError(f"{d.source}: {len(train)} training pictures; a batch has {t.batch}. Fix: --set train.batch=N")
@@ -118,6 +133,7 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
         f"input {size[0]}x{size[1]}"
     )
     console.print(f"model    {origin}; {params / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMACs")
+    check_labelled(val, d.source)
     if d.cache:
         check_memory(first.nbytes * 4 // 3 * (len(train) + len(val)) * local_world_size())
         train, val = Cached(train), Cached(val)
@@ -142,7 +158,7 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
     student.to(device)
     if world_size() > 1 and t.sync_bn:
         student = synchronise(student, device)
-    average = averaged(student, t.ema) if t.ema else None
+    average = Average(student, t.ema) if t.ema else None
     distiller = Distiller(
         student,
         preprocess,
@@ -152,6 +168,7 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
         teacher,
         method.balance,
         config.loss,
+        t.accumulate,
     ).to(device)
     if world_size() > 1 and t.sync_bn:
         synchronise(distiller.losses, device)
@@ -211,11 +228,26 @@ def score(predictor: Predictor, val: Dataset, preprocess: Preprocess, check: Cal
         check: Called after each picture; may raise, where there is one process.
     """
     alone = world_size() == 1
+    same_buffers(predictor.model)  # where batch norms are not synchronised, the first process's count
     indices = range(rank(), len(val), world_size())
     matrix = evaluate(predictor, val, preprocess, lambda *_: check() if alone else None, indices)
     if not alone:
         matrix.counts = all_sum(torch.from_numpy(matrix.counts).to(predictor.device)).cpu().numpy()
     return matrix
+
+
+def check_labelled(val: Dataset, source: str) -> None:
+    """Refuse a validation split that can score nothing.
+
+    Raises:
+        DataError: None of its pictures has a labelled pixel, or one before the first that has cannot be read.
+    """
+    classes = len(val.labels)
+    if not any((val[index].mask < classes).any() for index in range(len(val))):
+        raise DataError(
+            f"{source}: no labelled pixel in its val split; training needs no labels, but choosing the best weights "
+            "does. Fix: label some validation pictures"
+        )
 
 
 def check_memory(wanted: int) -> None:

@@ -45,6 +45,12 @@ def resize_labels(labels: Image, size_hw: tuple[int, int]) -> Image:
     return np.asarray(out, dtype=np.uint8)
 
 
+def mean_color(preprocess: Preprocess) -> Image:
+    """Return the colour that the network sees as zero, (3,) BGR uint8."""
+    mean = preprocess.mean[::-1] if preprocess.color == "RGB" else preprocess.mean
+    return np.clip(np.round(np.array(mean) * 255), 0, 255).astype(np.uint8)
+
+
 def fit_frame(frame: Image, preprocess: Preprocess) -> Image:
     """Return the frame at the model's size, (h, w, 3) BGR uint8, contiguous.
 
@@ -54,9 +60,8 @@ def fit_frame(frame: Image, preprocess: Preprocess) -> Image:
     content = resize_image(frame, (h, w))
     if (h, w) == preprocess.size_hw:
         return np.ascontiguousarray(content)
-    mean = preprocess.mean[::-1] if preprocess.color == "RGB" else preprocess.mean
     canvas: Image = np.empty((*preprocess.size_hw, 3), np.uint8)
-    canvas[:] = np.clip(np.round(np.array(mean) * 255), 0, 255).astype(np.uint8)
+    canvas[:] = mean_color(preprocess)
     canvas[top : top + h, left : left + w] = content
     return canvas
 

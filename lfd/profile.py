@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,14 +18,11 @@ def count_macs(model: nn.Module, size_hw: tuple[int, int]) -> int:
     """Return multiply-accumulates of one picture: half of torch's FLOP count of convolutions and products.
 
     Args:
-        model: The network; run once in evaluation on zeros.
+        model: The network; a copy without values is run once, which takes no time at any size.
         size_hw: Input size.
     """
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
+    shell = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, *size_hw, device=device))
-    model.train(training)
+        shell(torch.zeros(1, 3, *size_hw, device="meta"))
     flops: int = counter.get_total_flops()
     return flops // 2

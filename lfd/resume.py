@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from lfd.config import Config
-from lfd.distributed import broadcast, gather, rank, world_size
+from lfd.distributed import gather, on_first, rank, world_size
 from lfd.errors import CheckpointError, UsageError
 from lfd.job import Job
 from lfd.recipe import difference, to_toml
@@ -87,7 +87,7 @@ class RunState:
             CheckpointError: Missing or broken.
             UsageError: Of another configuration.
         """
-        state: dict[str, Any] = broadcast(load_state(self.path) if rank() == 0 else None)
+        state: dict[str, Any] = on_first(lambda: load_state(self.path))
         try:
             check_same(self.config, str(state["config"]), self.path)
             self.job.distiller.load_state_dict(state["distiller"])

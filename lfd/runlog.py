@@ -37,6 +37,10 @@ def _step(line: str) -> float:
         return math.inf  # a line cut short when the process was killed
 
 
+def _key(term: str) -> str:
+    return "grad_norm" if term == "gradient" else f"loss_{term}"
+
+
 class RunLog:
     """Logs a run's steps and validations; a context manager. Only the first of several processes writes.
 
@@ -81,8 +85,8 @@ class RunLog:
         now = time.monotonic()
         rate = (step - self._since_step) * self._batch / max(1e-9, now - self._since)
         self._since, self._since_step = now, step
-        self._write({"step": step, "lr": lr, **{f"loss_{k}": v for k, v in terms.items()}, "images_per_s": rate})
-        text = "  ".join(f"{k} {v:.3f}" for k, v in terms.items())
+        self._write({"step": step, "lr": lr, **{_key(k): v for k, v in terms.items()}, "images_per_s": rate})
+        text = "  ".join(f"{k} {v:.3f}" for k, v in terms.items() if k != "gradient")
         scores = f"  mIoU {self._last:.1%} best {self._best:.1%}" if not math.isnan(self._last) else ""
         self._progress.update(self._task, terms=f"{text}  {rate:.1f} img/s{scores}")
 

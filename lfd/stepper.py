@@ -36,12 +36,11 @@ class Stepper:
         self.optimizer = build_optimizer(config.optimizer, job.distiller)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=config.train.amp == "fp16")
         self.watch = Watch(job.train, job.device)
+        self._trained = [p for p in job.distiller.parameters() if p.requires_grad]
         self._wrapped: nn.Module = job.distiller
         if world_size() > 1:
             card = [job.device] if job.device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(
-                job.distiller, device_ids=card, broadcast_buffers=not config.train.sync_bn
-            )
+            self._wrapped = DistributedDataParallel(job.distiller, device_ids=card)
 
     def step(self, number: int, loader: Iterator[Batch], stop: bool) -> None:
         """Take a step.
@@ -54,18 +53,25 @@ class Stepper:
         o, t = self._config.optimizer, self._config.train
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate(o, number, t.steps)
-        self._backward(number, loader, stop)
-        if o.clip_norm:
+        total, terms, seen = self._backward(number, loader)
+        norm = None
+        if t.amp != "fp16" or o.clip_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._job.distiller.parameters(), o.clip_norm)
+            norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        if o.clip_norm and norm is not None:
+            nn.utils.clip_grads_with_norm_(self._trained, o.clip_norm, norm)
+        # In half precision the scaler leaves a step with an infinite gradient out, and halves its scale.
+        watched = terms if t.amp == "fp16" or norm is None else {**terms, "gradient": norm}
+        self.watch.add(number + 1, total, watched, seen, stop)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self._job.average is not None:
-            self._job.average.update_parameters(self._job.distiller.student)
+            self._job.average.update(self._job.distiller.student)
 
-    def _backward(self, number: int, loader: Iterator[Batch], stop: bool) -> None:
-        t, device = self._config.train, self._job.device
+    def _backward(self, number: int, loader: Iterator[Batch]) -> tuple[Tensor, dict[str, Tensor], list[int]]:
+        """Add the gradients of a batch, part by part; return its total, its terms and its pictures."""
+        t, device, wrapped = self._config.train, self._job.device, self._wrapped
         total = torch.zeros((), device=device)
         terms: dict[str, Tensor] = {}
         seen: list[int] = []
@@ -75,7 +81,6 @@ class Stepper:
                 image = image.contiguous(memory_format=torch.channels_last)
             last = part == t.accumulate - 1
             # Gradients travel between processes once a step, with the last part.
-            wrapped = self._wrapped
             with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext():
                 with torch.autocast(device.type, AMP[t.amp], enabled=t.amp != "off"):
                     result = wrapped(image, target, number / t.steps)
@@ -84,4 +89,4 @@ class Stepper:
             for name, value in result.parts.items():
                 terms[name] = terms.get(name, torch.zeros_like(value)) + value / t.accumulate
             seen += pictures
-        self.watch.add(number + 1, total, terms, seen, stop)
+        return total, terms, seen

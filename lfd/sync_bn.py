@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from lfd.distributed import world_size
+
+
+class _AllSum(torch.autograd.Function):
+    """The sum over all processes, with its gradient: the sum over all of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _all_sum(value: Tensor) -> Tensor:
+    total: Tensor = _AllSum.apply(value)
+    return total
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -23,9 +46,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         wide = x.float()
         count = wide.numel() // wide.shape[1] * world_size()
-        mean: Tensor = all_reduce(wide.sum((0, 2, 3))) / count  # type: ignore[no-untyped-call]
+        mean = _all_sum(wide.sum((0, 2, 3))) / count
         centred = wide - mean.view(1, -1, 1, 1)
-        variance: Tensor = all_reduce(centred.square().sum((0, 2, 3))) / count  # type: ignore[no-untyped-call]
+        variance = _all_sum(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None  # noqa: S101  tracked in our models
             assert self.num_batches_tracked is not None and self.momentum is not None  # noqa: S101

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lfd.checkpoint import MODEL_FILE, STATE_FILE, clear_run, save_model
 from lfd.config import Config
-from lfd.distributed import barrier, group, rank, world_size
+from lfd.distributed import group, on_first, rank, world_size
 from lfd.errors import DataError
 from lfd.files import check_free, clear_partial, locked, replacing, write_text
 from lfd.interrupt import Stopped, StopRequest
@@ -48,8 +48,8 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
     """
     with group(config.train.device) as own:
         job = prepare(config, console, own)
-        with _claimed(out, resume, overwrite) if rank() == 0 else nullcontext():
-            barrier()
+        with ExitStack() as stack:
+            on_first(lambda: stack.enter_context(_claimed(out, resume, overwrite)))
             return run(job, config, out, resume, console)
 
 
@@ -123,6 +123,8 @@ def run(job: Job, config: Config, out: Path, resume: bool, console: Console) -> 
                 elif due(t.save_every):
                     state.save(at)
         except Stopped:
+            for entry in stepper.watch.settle(everything=True):  # a step that failed is not saved
+                log.step(entry.step, entry.terms, learning_rate(config.optimizer, entry.step - 1, t.steps))
             state.save(at)
             raise KeyboardInterrupt(
                 f"stopped after step {at.step} of {t.steps}; go on with --out {out} --resume"

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from lfd.config import DataConfig
-from lfd.preprocess import Image, content_box, resize_image, resize_labels
+from lfd.preprocess import Image, content_box, mean_color, resize_image, resize_labels
 from lfd.spec import Preprocess
 
 
@@ -123,12 +123,6 @@ def draw_crop(
     strength = config.jitter
     b, g, r = (1 + rng.uniform(-strength, strength) + rng.uniform(-strength, strength, 3) * 0.25).tolist()
     return dataclasses.replace(crop, gain=(b, g, r), shift=255 * rng.uniform(-strength, strength) * 0.5)
-
-
-def mean_color(preprocess: Preprocess) -> Image:
-    """Return the colour that the network sees as zero, (3,) BGR uint8."""
-    mean = preprocess.mean[::-1] if preprocess.color == "RGB" else preprocess.mean
-    return np.clip(np.round(np.array(mean) * 255), 0, 255).astype(np.uint8)
 
 
 def color_table(crop: Crop) -> Image:

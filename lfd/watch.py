@@ -32,7 +32,7 @@ class Settled:
 
     Attributes:
         step: Its number, from 1.
-        terms: Raw terms over all processes.
+        terms: Raw terms over all processes, with the gradient's norm before clipping as `gradient`.
         stop: A process was asked to stop by then.
     """
 
@@ -68,7 +68,7 @@ class Watch:
             stop: This process was asked to stop.
         """
         values = [total.detach().float(), *(term.float() for term in terms.values())]
-        own = torch.stack([*values, values[0].new_tensor(float(stop))])
+        own = torch.stack([*values, values[0].new_full((), float(stop))])  # filled there: a copy would wait for the GPU
         overall = own
         if world_size() > 1:
             overall = own / world_size()

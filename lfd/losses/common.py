@@ -34,6 +34,9 @@ class DistillLoss(nn.Module, ABC):
     Options: ClassVar[type[Any]] = NoOptions
     """Frozen dataclass of what [loss.NAME] may set; checks its own ranges."""
 
+    parts_a_step = 1
+    """Calls that make up an optimiser step; a moving average moves by that share at each."""
+
     masks_student_aux = False
     """Whether the student's own auxiliary head is trained under `student_aux` in place of cross entropy."""
 

@@ -1,6 +1,7 @@
 """KD: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015, per pixel.
 
-L_kd = T^2 mean_i KL(softmax(z_t,i / T) || softmax(z_s,i / T)),  T = 1, void pixels left out
+L_kd = T^2 mean_i KL(softmax(z_t,i / T) || softmax(z_s,i / T)),  T = 1      KNOWN, as a term of LFD
+void pixels left out                                                         CHOSEN: the family's code counts them
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class LFD(DistillLoss):
         parts = {"fea": masked_mean((adapted.float() - goal.float()).square().mean(1), mask * known)}
 
         if self.training:
-            self.class_mask.update(z_s, z_t, target)
+            self.class_mask.update(z_s, z_t, target, self.parts_a_step)
         of_teacher, of_student = self._branches(goal, adapted)
         truth = target if o.aux_resolution == "full" else to_cells(target, grid)
         weighted = o.apply_to != "student_aux"

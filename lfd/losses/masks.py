@@ -143,13 +143,14 @@ class ClassMask(nn.Module):
         self.register_buffer("weight", torch.ones(num_classes))
 
     @torch.no_grad()
-    def update(self, student: Tensor, teacher: Tensor, target: Tensor) -> None:
+    def update(self, student: Tensor, teacher: Tensor, target: Tensor, parts: int = 1) -> None:
         """Move the weights by a batch.
 
         Args:
             student: Deep logits, (B, K, h, w).
             teacher: Deep logits on the same grid.
             target: (B, H, W) int64.
+            parts: Batches that make up a step; the average moves by that share.
         """
         if self.kind == "uniform":
             return
@@ -162,5 +163,7 @@ class ClassMask(nn.Module):
             return
         mean = (error * present).sum() / present.sum().clamp_min(1)
         wanted = (error / mean.clamp_min(1e-6)).clamp(*self.bounds)
-        moved = self.momentum * self.weight + (1 - self.momentum) * wanted
-        self.weight.copy_(torch.where(present, moved, self.weight))
+        momentum = self.momentum ** (1 / parts)
+        moved = momentum * self.weight + (1 - momentum) * wanted
+        # A batch that is not finite fails by its own terms: it must not spoil another process's.
+        self.weight.copy_(torch.where(present & moved.isfinite(), moved, self.weight))

@@ -88,3 +88,13 @@ def test_an_average_passes_no_gradient_to_an_earlier_step() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UsageError, match=r"unknown value of distill.balance 'emma'. Did you mean 'ema'"):
         Balance("emma", ("a",))
+
+
+def test_a_step_in_two_parts_moves_the_average_as_a_whole_step_does() -> None:
+    found = []
+    for parts in (1, 2):
+        balance = Balance("ema", ("a",), parts)
+        for value in (4.0, *[2.0] * parts):
+            balance("a", torch.tensor(value))
+        found.append(float(balance.average))
+    assert found == [pytest.approx(0.99 * 4 + 0.01 * 2)] * 2

@@ -168,7 +168,6 @@ def test_teacher_and_student_may_differ_in_precision(
         result = distiller(*batch(), progress=1.0)
     result.total.backward()
     assert master.said["out"].dtype == (teacher_amp or torch.float32)
-    assert result.logits.dtype == (student_amp or torch.float32)
     assert result.total.dtype == torch.float32 and all(v.dtype == torch.float32 for v in result.parts.values())
 
 

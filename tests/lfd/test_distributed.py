@@ -49,20 +49,21 @@ def teacher(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def recipe(uneven: Path, teacher: Path, path: Path, **train_values: Any) -> Path:
+def recipe(uneven: Path, teacher: Path, path: Path, more: dict[str, Any] | None = None, **train_values: Any) -> Path:
     """LFD with SGD, whose step shows a difference in a gradient in proportion, where AdamW's hides its size.
 
     Two steps at a low rate, because a fresh network multiplies rounding errors: weights that begin 1e-5 apart
     end four steps 4e-4 apart in one process.
     """
-    run = config(
-        uneven,
-        STEPS,
-        train={"batch": 8, "eval_every": 1, "ema": 0.5} | train_values,
-        data={"scale": (0.8, 1.25)},
-        optimizer={"name": "sgd", "lr": 5e-4, "momentum": 0.9},
-        distill={"teacher": str(teacher), "method": "lfd"},
-    )
+    sections: dict[str, dict[str, Any]] = {
+        "train": {"batch": 8, "eval_every": 1, "ema": 0.5} | train_values,
+        "data": {"scale": (0.8, 1.25)},
+        "optimizer": {"name": "sgd", "lr": 5e-4, "momentum": 0.9},
+        "distill": {"teacher": str(teacher), "method": "lfd"},
+    }
+    for name, values in (more or {}).items():
+        sections[name] = sections.get(name, {}) | values
+    run = config(uneven, STEPS, **sections)
     path.write_text(to_toml(run))
     return path
 
@@ -75,12 +76,28 @@ def torchrun(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_the_same_batch(uneven: Path, teacher: Path, tmp_path: Path) -> None:
-    two = torchrun("distill", "--recipe", str(recipe(uneven, teacher, tmp_path / "r.toml")), "--out", f"{tmp_path}/two")
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {
+            "train": {"accumulate": 2},
+            "distill": {"balance": "ema"},
+            "optimizer": {"clip_norm": 1.0},
+            "loss": {"lfd": {"class_mask": "kl", "aux_bn": "joint", "aux_resolution": "feature"}},
+        },
+    ],
+    ids=["defaults", "all states"],
+)
+def test_two_processes_equal_one_with_the_same_batch(
+    uneven: Path, teacher: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    path = recipe(uneven, teacher, tmp_path / "r.toml", more)
+    two = torchrun("distill", "--recipe", str(path), "--out", f"{tmp_path}/two")
     run = from_mapping(read_recipe(str(tmp_path / "r.toml")))
     best = train(run, tmp_path / "one", False, False, QUIET)
     output, errors = two.communicate(timeout=200)
-    assert two.returncode == 0, errors
+    assert two.returncode == 0 and "Warning" not in errors, errors
     assert output.count("model    lraspp") == 1, "one process speaks"
     a, b = (load_state(tmp_path / name / "resume.pt") for name in ("one", "two"))
     for part in ("distiller", "average"):
@@ -139,7 +156,7 @@ def test_a_numbered_device_is_refused_where_each_process_takes_its_own(
 
 def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="--nproc-per-node 1"), group("cuda"):
         pass

@@ -23,7 +23,7 @@ KILLS, AHEAD, SAVE_EVERY = 50, 3, 2
 
 
 def _live(run: Config, out: Path) -> None:
-    torch.set_num_threads(1)  # a forked process has none of its parent's OpenMP threads
+    torch.set_num_threads(1)
     train(run, out, (out / "resume.pt").is_file(), True, QUIET)
 
 
@@ -43,12 +43,15 @@ def test_fifty_kills_lose_no_more_than_the_steps_since_a_checkpoint(folder: Path
         data={"size": "32x32"},
     )
     out, rng = tmp_path / "killed", random.Random(0)
-    fork = multiprocessing.get_context("fork")
+    # Each life is forked from a process that has imported everything, and has trained nothing: autograd's threads
+    # do not survive a fork.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.lfd.test_trainer"])
     lost = []
     for _ in range(KILLS):
         begun = int(load_state(out / "resume.pt")["step"]) if (out / "resume.pt").is_file() else 0
         wanted, moment = begun + rng.randint(1, AHEAD), rng.uniform(0, 0.03)
-        life = fork.Process(target=_live, args=(run, out))
+        life = server.Process(target=_live, args=(run, out))
         life.start()
         deadline = time.monotonic() + 60
         while logged(out) < wanted or logged(out) <= begun:

@@ -617,7 +617,7 @@ def step(losses: nn.ModuleList, balance: Balance, s: Outputs, t: Outputs, target
     terms = {"task": cross_entropy(s.logits, target, torch.tensor([0.5, 1, 2, 1.5, 0.7]))}
     for loss in losses:
         terms.update(loss(s, t, target, 1.0))
-    total = sum((balance(n, x) if n in balance.parts else x for n, x in terms.items()), torch.zeros(()))
+    total = sum((balance(n, x) if n in balance.terms else x for n, x in terms.items()), torch.zeros(()))
     total.backward()
     return gradients([s.logits, s.taps["deep"], *losses.parameters()])
 

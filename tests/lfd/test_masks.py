@@ -326,3 +326,15 @@ def test_an_unlabelled_picture_counts_everywhere_and_a_void_cell_nowhere() -> No
     target = torch.full((2, 4, 4), IGNORE)
     target[1, :2] = 0
     assert labelled(target, (2, 2)).tolist() == [[[1, 1], [1, 1]], [[1, 1], [0, 0]]]
+
+
+def test_class_weights_move_by_a_share_in_each_part_of_a_step_and_never_to_nan() -> None:
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    whole, parts = (ClassMask("dice", 3, (0.5, 2.0), 0.9) for _ in range(2))
+    whole.update(logits, logits, target)
+    for _ in range(2):
+        parts.update(logits, logits, target, parts=2)
+    assert torch.allclose(whole.weight, parts.weight) and not torch.equal(whole.weight, torch.ones(3))
+    before = whole.weight.clone()
+    whole.update(logits * math.nan, logits, target)
+    assert torch.equal(whole.weight, before)

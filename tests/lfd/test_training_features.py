@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from lfd.checkpoint import load_model
-from lfd.ema import averaged
-from lfd.errors import CheckpointError, UsageError
+from lfd.ema import Average
+from lfd.errors import CheckpointError, DataError, TrainingError, UsageError
 from lfd.models import create_model
 from lfd.trainer import train
 from lfd.weights import load_state
+from tests.conftest import make_folder
 from tests.lfd.test_trainer import QUIET, config
 
 
@@ -27,14 +32,14 @@ def state(folder: Path, out: Path, steps: int = 3, **sections: Any) -> dict[str,
 def test_the_average_is_the_recursion_of_its_formula() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1, bias=False), torch.nn.BatchNorm2d(1))
     values = [1.0, 2.0, 4.0, 8.0]
-    average = averaged(model, 0.3)
+    average = Average(model, 0.3)
     expected = values[0]
     for n, value in enumerate(values):
         with torch.no_grad():
             model[0].weight.fill_(value)
             model[1].running_mean.fill_(value)
             model[1].num_batches_tracked.fill_(n)
-        average.update_parameters(model)
+        average.update(model)
         if n:  # the first update copies
             decay = min(0.3, (1 + n) / (10 + n))
             expected = decay * expected + (1 - decay) * value
@@ -137,6 +142,7 @@ def test_checkpoints_between_validations(folder: Path, tmp_path: Path, monkeypat
     ("sections", "says"),
     [
         ({"train": {"batch": 6, "accumulate": 4}}, "not a multiple of train.accumulate = 4"),
+        ({"train": {"batch": 4, "accumulate": 4}}, "leaves 1 picture to a batch norm at a time"),
         ({"distill": {"balance": "ema"}}, "method 'none' balances nothing"),
         ({"distill": {"weights": {"fea": 1.0}}}, "loss weight of method 'none' 'fea'"),
         ({"loss": {"lfd": {"spatial_mask": "gap"}}}, r"\[loss.lfd\] has no effect"),
@@ -159,3 +165,79 @@ def test_a_state_without_its_average_is_refused(folder: Path, tmp_path: Path) ->
     torch.save({**found, "average": {}}, out / "resume.pt")
     with pytest.raises(CheckpointError, match="not the state of this run"):
         train(config(folder, 3, train={"ema": 0.9}), out, True, False, QUIET)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_stops_before_it_is_saved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float
+) -> None:
+    """The loss of that step is finite; without this the next step's pictures would be blamed, and the state spoilt."""
+    from lfd.stepper import Stepper
+
+    original = Stepper._backward
+
+    def spoil(self: Stepper, number: int, loader: Any) -> Any:
+        found = original(self, number, loader)
+        if number == 2:
+            self._trained[5].grad[:] = float("nan")
+        return found
+
+    monkeypatch.setattr(Stepper, "_backward", spoil)
+    run = config(folder, 6, train={"save_every": 1}, optimizer={"clip_norm": clip})
+    with pytest.raises(TrainingError, match=r"step 3: gradient is not finite, on the pictures 0\d\d, "):
+        train(run, tmp_path / "run", False, False, QUIET)
+    found = load_state(tmp_path / "run/resume.pt")
+    assert found["step"] == 2 and all(torch.isfinite(v).all() for v in found["distiller"].values())
+
+
+def test_a_step_that_nobody_has_looked_at_is_not_saved_on_stopping(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a step's terms are read after the next step is queued."""
+    from lfd.stepper import Stepper
+    from lfd.watch import Watch
+
+    original, settle = Stepper._backward, Watch.settle
+
+    def spoil(self: Stepper, number: int, loader: Any) -> Any:
+        total, terms, seen = original(self, number, loader)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            terms["task"] = terms["task"] * float("nan")
+        return total, terms, seen
+
+    def late(self: Watch, everything: bool) -> Any:
+        return settle(self, everything) if everything else []
+
+    monkeypatch.setattr(Stepper, "_backward", spoil)
+    monkeypatch.setattr(Watch, "settle", late)
+    with pytest.raises(TrainingError, match="step 3: task is not finite"):
+        train(config(folder, 6, train={"save_every": 2}), tmp_path / "run", False, False, QUIET)
+    assert load_state(tmp_path / "run/resume.pt")["step"] == 2
+
+
+def test_a_val_split_without_labels_is_said_before_training(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "film", {"train": 4, "val": 2})
+    for path in (root / "masks/val").iterdir():
+        cv2.imwrite(str(path), np.full((48, 64), 255, np.uint8))
+    with pytest.raises(DataError, match="no labelled pixel in its val split; training needs no labels"):
+        train(config(root), tmp_path / "run", False, False, QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_compiled_training_stays_near_plain_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through Dynamo with all hooks, in the backend that needs no compiler."""
+    teacher = tmp_path / "teacher"
+    train(config(folder, 30, train={"eval_every": 30}), teacher, False, False, QUIET)
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: plain(module, backend="eager"))
+    distill = {"teacher": str(teacher), "method": "lfd"}
+    a, b = (
+        state(folder, tmp_path / str(on), 2, train={"compile": on, "ema": 0.5}, distill=distill) for on in (True, False)
+    )
+    assert set(a["distiller"]) == set(b["distiller"])
+    for key, value in b["distiller"].items():
+        assert torch.allclose(a["distiller"][key].float(), value.float(), rtol=1e-3, atol=1e-4), key
