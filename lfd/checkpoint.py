@@ -13,7 +13,8 @@ A run directory holds
 
 from __future__ import annotations
 
-import shutil
+import json
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
@@ -27,17 +28,35 @@ MODEL_FILE = "model.safetensors"
 STATE_FILE = "resume.pt"
 
 
-CONTENTS = ("config.toml", MODEL_FILE, STATE_FILE, "metrics.jsonl", "tensorboard", "predictions.png", "explain")
+CONTENTS = ("config.toml", MODEL_FILE, STATE_FILE, "metrics.jsonl", "tensorboard", "predictions.png")
+
+
+def check_run(out: Path) -> None:
+    """Refuse to take a folder for a run that is none, before its files are replaced.
+
+    Raises:
+        UsageError: It has files, but not those that every run has.
+    """
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if found and not found & {MODEL_FILE, STATE_FILE} and not {"config.toml", "metrics.jsonl"} <= found:
+        raise UsageError(f"{out}: not a run of lfd-train, so --overwrite replaces nothing there; choose another folder")
 
 
 def clear_run(out: Path) -> None:
-    """Remove a run's own files from its directory, and nothing else."""
-    for name in CONTENTS:
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove the files that a run, and `explain` in it, wrote to its directory, and nothing else."""
+    explained = out / "explain" / "summary.json"
+    names = []
+    if explained.is_file():
+        with suppress(ValueError, KeyError, TypeError):  # somebody's own file of that name stays
+            names = [Path(str(name)).name for name in json.loads(explained.read_text(encoding="utf-8"))["files"]]
+    for path in [out / name for name in CONTENTS] + [out / "explain" / name for name in names]:
+        if path.is_file():
+            path.unlink()
+    for events in (out / "tensorboard").glob("events.out.tfevents.*"):
+        events.unlink()
+    for folder in (out / "tensorboard", out / "explain"):
+        with suppress(OSError):  # not there, or with files of somebody else
+            folder.rmdir()
 
 
 def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,9 +76,7 @@ def _start(
     from rich.console import Console  # noqa: PLC0415  torch and rich: not for --help
 
     from lfd.checkpoint import MODEL_FILE, STATE_FILE  # noqa: PLC0415
-    from lfd.losses import METHODS  # noqa: PLC0415
-    from lfd.models import MODELS  # noqa: PLC0415
-    from lfd.recipe import apply_set, from_mapping, read_recipe  # noqa: PLC0415
+    from lfd.recipe import apply_set, from_mapping, put, read_recipe  # noqa: PLC0415
     from lfd.trainer import train  # noqa: PLC0415
 
     saved = out / "config.toml"
@@ -92,15 +90,29 @@ def _start(
     record = read_recipe(str(saved) if resume else recipe or "default")
     record = apply_set(record, assignments)
     if default_method and not resume:
-        record["distill"] = {"method": default_method} | record.get("distill", {})
+        distill_section = record.get("distill", {})
+        if isinstance(distill_section, Mapping):
+            record["distill"] = {"method": default_method, **distill_section}
     for option, value in given.items():
         if value is not None:
-            section, key = _KEYS[option].split(".")
-            record.setdefault(section, {})[key] = value
+            if any(a.partition("=")[0].strip() == _KEYS[option] for a in assignments):
+                raise UsageError(f"{_KEYS[option]} is given twice, as an option and by --set; leave one away")
+            put(record, tuple(_KEYS[option].split(".")), value)
     config = from_mapping(record)
+    _check_names(config, bool(default_method))
+    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
+    best = train(config, out, resume, overwrite, console)
+    console.print(f"done     best val mIoU {best:.2%}; weights in {out / MODEL_FILE}")
+
+
+def _check_names(config: Any, distilling: bool) -> None:
+    """Refuse a configuration without data, teacher or network, or with one that is not there."""
+    from lfd.losses import METHODS  # noqa: PLC0415
+    from lfd.models import MODELS  # noqa: PLC0415
+
     if not config.data.source:
         raise UsageError("no data set; give --data NAME:PATH, such as --data street:")
-    if default_method and not config.distill.teacher:
+    if distilling and not config.distill.teacher:
         raise UsageError("no teacher; give --teacher RUN, a run of `lfd-train teacher`")
     if config.distill.method not in METHODS:
         raise unknown("method", config.distill.method, METHODS)
@@ -108,9 +120,6 @@ def _start(
         raise UsageError("no model; give --model or --student NAME, as `lfd-train list models` shows them")
     if config.train.model not in MODELS:
         raise unknown("model", config.train.model, MODELS)
-    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
-    best = train(config, out, resume, overwrite, console)
-    console.print(f"done     best val mIoU {best:.2%}; weights in {out / MODEL_FILE}")
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -125,6 +134,9 @@ def main() -> None:
 @guarded
 def teacher(**options: Any) -> None:
     """Train a network on labels alone: a teacher, or a student's own baseline."""
+    for assignment in options["assignments"]:
+        if assignment.startswith(("distill.", "loss.")):
+            raise UsageError(f"--set {assignment!r} has no effect: this trains on labels alone. Fix: lfd-train distill")
     _start(**options, method="none", teacher="")
 
 
@@ -228,6 +240,8 @@ def import_checkpoint(checkpoint: Path, data: str, size: str | None, out: Path, 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}; expected a name that ends in .safetensors")
     check_free(out, overwrite)
+    if checkpoint.is_dir() or checkpoint.suffix == ".safetensors":
+        raise UsageError(f"{checkpoint}: knows its classes and input already; use it as it is")
     dataset = open_dataset(data, "val")
     model, spec = load_model(checkpoint, (dataset.labels, _input_size(dataset, size)))
     save_model(out, model, spec)

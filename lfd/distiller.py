@@ -179,6 +179,10 @@ def check_method(
             raise unknown(f"loss weight of method {method!r}", part, chosen.weights)
     if chosen.losses and not has_teacher:
         raise UsageError(f"method {method!r} needs a teacher; give --teacher RUN")
+    if has_teacher and not chosen.losses:
+        raise UsageError(f"method {method!r} has no use for a teacher. Fix: leave --teacher away, or choose a method")
+    if not any({**chosen.weights, **weights}.values()):
+        raise UsageError(f"every loss weight of method {method!r} is 0: nothing would be learnt")
     if balance and not chosen.balanced:
         raise UsageError(
             f"distill.balance = {balance!r} has no effect: method {method!r} balances nothing. Fix: leave it away"

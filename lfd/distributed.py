@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lfd.errors import LfdError, UsageError
+from lfd.errors import LfdError, TrainingError, UsageError
 
 T = TypeVar("T")
 
@@ -123,5 +123,9 @@ def group(device: str) -> Iterator[torch.device | None]:
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo", device_id=own if own.type == "cuda" else None)
     try:
         yield own
+    except RuntimeError as error:  # gloo has no type of its own for it, NCCL DistBackendError
+        if isinstance(error, dist.DistError) or "closed by peer" in str(error) or "gloo" in str(error):
+            raise TrainingError("another process failed and ended the run; its message says why") from error
+        raise
     finally:
         dist.destroy_process_group()

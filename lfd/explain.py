@@ -269,6 +269,7 @@ def write_pictures(
         name = name if name not in pictures else f"{name}-{index}"
         record = pictures[name] = one.record(chosen)
         drawn = overview(shown, captions(name, record, chosen), chosen, scale)
+        name = f"{row + 1:02}_{name}"  # by number: a picture may be called as another's masks
         for file, picture in (name, drawn), (f"{name}.masks", all_masks(shown, mask_captions(record, chosen), scale)):
             (folder / f"{file}.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
     return {"overall": total.record(chosen), "pictures": pictures}

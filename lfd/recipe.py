@@ -38,8 +38,13 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
             return float(value)
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    expected = getattr(kind, "__name__", str(kind)).replace("str", "text")
-    raise UsageError(f"{key} = {value!r}; expected {kind if get_origin(kind) else expected}")
+    if get_origin(kind) is tuple:
+        expected = f"a list of {len(get_args(kind))} numbers"
+    elif get_origin(kind) is not None:
+        expected = "a section of names and numbers"
+    else:
+        expected = str(getattr(kind, "__name__", kind)).replace("str", "text")
+    raise UsageError(f"{key} = {value!r}; expected {expected}")
 
 
 def fill(cls: type[T], name: str, values: Any) -> T:
@@ -95,7 +100,7 @@ def read_recipe(name: str) -> dict[str, Any]:
             raise UsageError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; expected a recipe")
         record: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return record
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"recipe {path}: cannot be read ({error}); expected a TOML file") from error
 
 
@@ -118,15 +123,25 @@ def apply_set(record: dict[str, Any], assignments: Iterable[str]) -> dict[str, A
             raise UsageError(f"--set {assignment!r}; expected section.key=value, such as optimizer.lr=0.01")
         try:
             value = tomllib.loads(f"v = {text}")["v"]
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text.strip()
-        target = result
-        for part in path[:-1]:
-            nested = target.get(part)
-            target[part] = dict(nested) if isinstance(nested, Mapping) else {}
-            target = target[part]
-        target[path[-1]] = value
+        put(result, tuple(path), value)
     return result
+
+
+def put(record: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Set a value in nested dictionaries, copying what it changes.
+
+    Raises:
+        UsageError: Something on the way is no section.
+    """
+    for part in path[:-1]:
+        nested = record.get(part, {})
+        if not isinstance(nested, Mapping):
+            raise UsageError(f"[{part}] = {nested!r}; expected a section of keys")
+        record[part] = dict(nested)
+        record = record[part]
+    record[path[-1]] = value
 
 
 _ELSEWHERE = ("data.source", "data.workers", "data.cache", "distill.teacher", "train.device", "train.log_every")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from lfd.checkpoint import model_file
 from lfd.config import Config
 from lfd.distributed import gather, on_first, rank, world_size
 from lfd.errors import CheckpointError, UsageError
@@ -53,6 +56,7 @@ class RunState:
         self.job = job
         self.optimizer = optimizer
         self.scaler = scaler
+        self.identity = identity(job, config)
 
     def save(self, progress: Progress) -> None:
         """Write the state; the first process does, with every process's random state.
@@ -69,6 +73,7 @@ class RunState:
             self.path,
             {
                 "config": to_toml(self.config),
+                "identity": self.identity,
                 "step": progress.step,
                 "best": progress.best,
                 "scored": progress.scored,
@@ -80,6 +85,24 @@ class RunState:
             },
         )
 
+    def check_space(self) -> None:
+        """Refuse to begin where the disk cannot take the files.
+
+        Raises:
+            CheckpointError: Less is free than the old and the new state and the model take together.
+        """
+        weights = sum(v.nbytes for v in self.job.distiller.state_dict().values())
+        trained = sum(p.nbytes for p in self.job.distiller.parameters() if p.requires_grad)
+        kept = sum(v.nbytes for v in self.job.kept.state_dict().values())
+        moments = 2 if self.config.optimizer.name == "adamw" else 1
+        state = weights + moments * trained + (kept if self.job.average is not None else 0)
+        needed, free = 2 * (state + kept), shutil.disk_usage(self.path.parent).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.path.parent}: {free / 1e6:.0f} MB free on that disk; a run of this model keeps up to "
+                f"{needed / 1e6:.0f} MB there. Fix: free space, or --out elsewhere"
+            )
+
     def restore(self, console: Console) -> Progress:
         """Load the state in place and return how far the run was.
 
@@ -87,9 +110,14 @@ class RunState:
             CheckpointError: Missing or broken.
             UsageError: Of another configuration.
         """
-        state: dict[str, Any] = on_first(lambda: load_state(self.path))
+        state: dict[str, Any] = on_first(lambda: load_resumable(self.path, self.config))
         try:
-            check_same(self.config, str(state["config"]), self.path)
+            if state["identity"] != self.identity:
+                raise UsageError(
+                    f"{self.path} was made with other pictures, or another teacher, than what is there now "
+                    f"({self.config.data.source}{', ' if self.config.distill.teacher else ''}"
+                    f"{self.config.distill.teacher}): a resumed run keeps both. Fix: --data and --teacher"
+                )
             self.job.distiller.load_state_dict(state["distiller"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
@@ -111,6 +139,35 @@ class RunState:
             raise CheckpointError(
                 f"{self.path}: is not the state of this run ({reason}); start anew with --overwrite"
             ) from error
+
+
+def identity(job: Job, config: Config) -> str:
+    """Return a hash of what a run learns from, wherever it lies: classes, counts and some pictures, and the teacher."""
+    digest = hashlib.sha256()
+    for data in (job.train, job.val):
+        digest.update(f"{data.labels} {len(data)}".encode())
+        for index in (0, len(data) // 2, len(data) - 1):
+            sample = data[index]
+            digest.update(sample.name.encode() + sample.image.tobytes() + sample.mask.tobytes())
+    if config.distill.teacher:
+        with model_file(Path(config.distill.teacher)).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_resumable(path: Path, config: Config) -> dict[str, Any]:
+    """Load a run's state, of this configuration.
+
+    Raises:
+        CheckpointError: Missing, broken, or not a state.
+        UsageError: Of another configuration.
+    """
+    state = load_state(path)
+    if not isinstance(state, dict) or not isinstance(state.get("config"), str):
+        raise CheckpointError(f"{path}: is not the state of a run; start anew with --overwrite")
+    check_same(config, state["config"], path)
+    return state
 
 
 def check_same(config: Config, saved: str, path: Path) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import TracebackType
 
 import cv2
 import numpy as np
 from rich.console import Console
 
-from lfd.checkpoint import MODEL_FILE, STATE_FILE, clear_run, save_model
+from lfd.checkpoint import MODEL_FILE, STATE_FILE, check_run, clear_run, save_model
 from lfd.config import Config
 from lfd.distributed import group, on_first, rank, world_size
-from lfd.errors import DataError
+from lfd.errors import DataError, UsageError
 from lfd.files import check_free, clear_partial, locked, replacing, write_text
 from lfd.interrupt import Stopped, StopRequest
 from lfd.job import Job, prepare, score
@@ -24,7 +24,7 @@ from lfd.loader import MicroBatches, batches
 from lfd.picture import colorize, table
 from lfd.preprocess import fit_frame, resize_image, restore_map
 from lfd.recipe import to_toml
-from lfd.resume import Progress, RunState
+from lfd.resume import Progress, RunState, load_resumable
 from lfd.runlog import RunLog
 from lfd.schedule import learning_rate
 from lfd.stepper import Stepper
@@ -46,33 +46,74 @@ def train(config: Config, out: Path, resume: bool, overwrite: bool, console: Con
         LfdError: The run cannot start or go on.
         KeyboardInterrupt: It was asked to stop, and its state is saved.
     """
-    with group(config.train.device) as own:
+    with group(config.train.device) as own, ExitStack() as stack:
+        claim = Claim(out, config, resume, overwrite)
+        on_first(lambda: stack.enter_context(claim) and None)
         job = prepare(config, console, own)
-        with ExitStack() as stack:
-            on_first(lambda: stack.enter_context(_claimed(out, resume, overwrite)))
-            return run(job, config, out, resume, console)
+        on_first(claim.begin)
+        return run(job, config, out, resume, console)
 
 
-@contextmanager
-def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Hold the run directory; a new run that fails before its first state leaves nothing in it."""
-    found = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        clear_partial(out)
-        if not resume:
-            check_free(out / "config.toml", overwrite)  # another run may have begun while this one prepared
-            if overwrite:
-                clear_run(out)
+class Claim:
+    """Holds a run directory; a new run that fails before its first state leaves nothing in it.
+
+    Args:
+        out: The directory.
+        config: Of the run.
+        resume: It goes on with what is there.
+        overwrite: It replaces what is there, once it is sure to start.
+
+    Raises:
+        UsageError: Another process holds the directory, it is no run, or one of another configuration.
+        CheckpointError: The state to go on from is broken.
+    """
+
+    def __init__(self, out: Path, config: Config, resume: bool, overwrite: bool) -> None:
+        self._out, self._config, self._resume, self._overwrite = out, config, resume, overwrite
+        self._stack = ExitStack()
+        self._found, self._begun = True, False
+
+    def __enter__(self) -> Claim:
+        out = self._out
+        if self._config.distill.teacher and Path(self._config.distill.teacher).resolve() in (
+            out.resolve(),
+            (out / MODEL_FILE).resolve(),
+        ):
+            raise UsageError(f"--out {out} is the teacher; choose another folder")
+        if not self._resume:
+            check_free(out, self._overwrite)
+        self._found = out.exists()
+        out.mkdir(parents=True, exist_ok=True)
         try:
-            yield
+            self._stack.enter_context(locked(out))
+            clear_partial(out)
+            if self._resume:
+                load_resumable(out / STATE_FILE, self._config)
+            else:
+                check_run(out)
         except BaseException:
-            if not resume and not (out / STATE_FILE).exists():  # nothing in it to go on from
-                clear_run(out)
-                if not found:
-                    with suppress(OSError):  # somebody has put something there
-                        out.rmdir()
+            self._leave()
             raise
+        return self
+
+    def begin(self) -> None:
+        """Take the directory for a run that is sure to start."""
+        if not self._resume:
+            clear_run(self._out)
+        self._begun = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._begun and not self._resume and not (self._out / STATE_FILE).exists():
+            clear_run(self._out)  # there is nothing in it to go on from
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self._found:
+            with suppress(OSError):  # it is a run now
+                self._out.rmdir()
+        self._stack.close()
 
 
 def run(job: Job, config: Config, out: Path, resume: bool, console: Console) -> float:
@@ -84,8 +125,9 @@ def run(job: Job, config: Config, out: Path, resume: bool, console: Console) -> 
     if resume:
         at = state.restore(console)
         console.print(f"resume   after step {at.step}, best val mIoU {at.best:.2%}")
-    elif rank() == 0:
-        write_text(out / "config.toml", to_toml(config))
+    if rank() == 0:
+        state.check_space()
+        write_text(out / "config.toml", to_toml(config))  # on resuming, for what lies elsewhere now
     parts = MicroBatches(t.batch, at.step, t.steps, rank(), world_size(), t.accumulate)
     loader = batches(job.stream, parts, config.data.workers, job.device)
     with StopRequest() as stop, RunLog(out, at.step, t.steps, t.batch, t.log_every, console) as log:
@@ -115,9 +157,9 @@ def run(job: Job, config: Config, out: Path, resume: bool, console: Console) -> 
             while at.step < t.steps:
                 stepper.step(at.step, loader, stop.asked)
                 at.step += 1
-                settle(everything=due_score() or due(t.save_every))
                 if due(t.log_every):
                     log.statistics(at.step, job.distiller.statistics(), job.spec.labels.names)
+                settle(everything=due_score() or due(t.save_every))
                 if due_score():
                     validated()
                 elif due(t.save_every):

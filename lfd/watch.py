@@ -108,5 +108,5 @@ class Watch:
         names = ", ".join(self._data[i].name for i in entry.pictures)
         return (
             f"step {entry.step}: {', '.join(bad) or 'the sum of the terms'} is not finite, on the pictures {names}. "
-            "Fix: lower optimizer.lr, set train.amp=off, or look at those pictures"
+            "Fix: look at those pictures, or start anew with --overwrite and a lower optimizer.lr, or without train.amp"
         )

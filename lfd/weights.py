@@ -116,6 +116,30 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
+def check_values(state: dict[str, Tensor], origin: str) -> None:
+    """Refuse values that no trained network has.
+
+    Raises:
+        CheckpointError: One is not finite, not dense, or a negative variance; the message names the tensor.
+    """
+    for key, value in state.items():
+        if why := _unusable(key, value, value):
+            raise CheckpointError(f"{origin}: has {key!r}, {why}; expected the weights of a trained network")
+
+
+def _unusable(key: str, value: Tensor, like: Tensor) -> str:
+    """Return what is wrong with a tensor's values, "" when nothing is."""
+    if value.layout != torch.strided or value.is_quantized:
+        return "which is not a plain dense tensor"
+    if like.is_floating_point() and not value.is_floating_point():
+        return f"which holds {value.dtype}"
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        return "which is not finite everywhere"
+    if key.endswith("running_var") and bool((value < 0).any()):
+        return "a negative variance"
+    return ""
+
+
 def fill(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Load a state_dict; every key must be there and fit.
 
@@ -125,11 +149,12 @@ def fill(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     wanted = model.state_dict()
     problems = [f"lacks {k!r}" for k in wanted if k not in state]
     problems += [f"has {k!r}, which the model has not" for k in state if k not in wanted]
+    problems += [f"has {k!r}, {why}" for k, v in state.items() if k in wanted and (why := _unusable(k, v, wanted[k]))]
     problems += [
         f"{k!r} has shape {tuple(state[k].shape)}, the model {tuple(v.shape)}"
         for k, v in wanted.items()
         if k in state and state[k].shape != v.shape
     ]
     if problems:
-        raise CheckpointError(f"{origin}: does not fit the model in {len(problems)} places; it {problems[0]}")
+        raise CheckpointError(f"{origin}: does not fit the model: it {problems[0]} ({len(problems)} problems)")
     model.load_state_dict(state)

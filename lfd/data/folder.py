@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lfd.data.base import Dataset, PairedFiles
-from lfd.errors import DataError, ModelError, unknown
+from lfd.errors import DataError, LfdError, unknown
 from lfd.spec import Labels
 
 if sys.version_info >= (3, 11):
@@ -53,7 +53,7 @@ def read_labels(path: Path) -> Labels:
         names = tuple(str(c["name"]) for c in classes)
         colors = tuple((int(r), int(g), int(b)) for r, g, b in (c["color"] for c in classes))
         return Labels(names, colors, int(record.get("ignore", 255)))
-    except (ValueError, KeyError, TypeError, ModelError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, LfdError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{path}: not a valid list of classes ({reason}); expected [[class]] name, color") from error
 
@@ -62,7 +62,10 @@ def _split_names(root: Path, split: str) -> tuple[Path, Path, list[str]]:
     """Return the folders of a split's pictures and labels, and the names in order."""
     listing = root / f"{split}.txt"
     if listing.is_file():
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = listing.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{listing}: not UTF-8 text ({error.reason}); save the list of names as UTF-8") from error
         names = [line.strip() for line in lines if line.strip()]
         for name in names:
             if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -81,6 +84,8 @@ def open_split(path: str, split: str) -> Dataset:
     Raises:
         DataError: The layout is not as the module says; the message names the path.
     """
+    if not path:
+        raise DataError("folder: names no place; expected folder:PATH")
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")

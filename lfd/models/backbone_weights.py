@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lfd.errors import CheckpointError
 from lfd.models import cirkd
 from lfd.models.backbones import DEEP_STEM
-from lfd.weights import read_tensors
+from lfd.weights import check_values, read_tensors
 
 _UNUSED = ("fc.", "classifier.", "features.18.")
 """Prefixes of what a classification checkpoint has and a backbone has not; the last is MobileNetV2's."""
@@ -46,6 +46,7 @@ def load_backbone(model: nn.Module, name: str, weights: str) -> str:
         state, origin = _torchvisions(arch)
     else:
         state, origin = cirkd.rename(read_tensors(Path(weights))), weights
+        check_values(state, weights)
     _load(model.get_submodule("backbone"), state, origin, arch)
     return f"{name}: backbone {arch} starts from {origin}"
 

@@ -67,6 +67,10 @@ SMALL = ("--model", "lraspp_mobilenet_v3_small")
         ((*TEACH, *SMALL, "--data", "street:@test"), 2, "names a split"),
         ((*TEACH, *SMALL, "--data", "street:?frames=4", "--set", "data.crop=big"), 2, "data.crop: size 'big'"),
         (("distill", "--student", "x", "--data", "street:"), 2, "no teacher"),
+        ((*TEACH, *SMALL, "--data", "street:", "--set", "distill.method=lfd"), 2, "trains on labels alone"),
+        ((*TEACH, *SMALL, "--data", "street:", "--set", "train.steps=3"), 2, "train.steps is given twice"),
+        ((*TEACH, *SMALL, "--data", "street:", "--set", "optimizer.lr=" + "[" * 5000), 2, "optimizer.lr = '[[["),
+        ((*TEACH, *SMALL, "--data", "folder:"), 1, "expected folder:PATH"),
         (
             ("distill", "--teacher", "t", "--student", "x", "--data", "street:", "--method", "ldf"),
             2,

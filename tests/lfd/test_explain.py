@@ -83,9 +83,9 @@ def test_a_student_like_its_teacher_has_a_flat_mask(folder: Path, tmp_path: Path
     assert mask["weight_on_wrong"] == pytest.approx(record["overall"]["wrong_pixels"])
     assert record["overall"]["teacher_pixel_accuracy"] == record["overall"]["student_pixel_accuracy"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == set(done.files) == set(record["files"])
-    assert set(done.files) == {"000.png", "000.masks.png", "003.png", "003.masks.png", "summary.json"}
+    assert set(done.files) == {"01_000.png", "01_000.masks.png", "02_003.png", "02_003.masks.png", "summary.json"}
     assert "default options" in done.notes[0] and "no class_weights.png" in done.notes[1]
-    for name in ("000.png", "000.masks.png"):
+    for name in ("01_000.png", "01_000.masks.png"):
         assert picture(tmp_path / "out" / name).shape[1] == 3 * 480 + 2 * 4
 
 
@@ -115,7 +115,7 @@ def test_numbers_and_picture_of_a_case_in_closed_form(folder: Path, tmp_path: Pa
     assert done.record["options"] == {"spatial_mask": "gap", "mask_base": 0.25, "mask_clip": 5.0}
     assert done.record["teacher"]["input_hw"] == (96, 128) and done.record["grid_hw"] == (6, 8)
 
-    shown = picture(run / "explain/002.png")[420:780, 484:964].mean(2)  # second row, second column, 480x360
+    shown = picture(run / "explain/03_002.png")[420:780, 484:964].mean(2)  # second row, second column, 480x360
     bright = shown.reshape(6, 60, 8, 60).mean((1, 3)) > 100
     assert (bright == (cells[2] == 1)).all()
 
@@ -171,7 +171,7 @@ def test_pictures_without_labels_are_shown_without_truth(tmp_path: Path) -> None
     overall = done.record["overall"]
     assert overall["student_pixel_accuracy"] is overall["mask"]["weight_on_wrong"] is None
     assert overall["mean_kl"] > 0 and "has no labels" in done.notes[1]
-    drawn = picture(tmp_path / "out/000.png")
+    drawn = picture(tmp_path / "out/01_000.png")
     assert (drawn[420:780, :480] == 24).all() and (drawn[420:780, 968:] == 24).all()
 
 
@@ -251,14 +251,14 @@ def test_a_single_step_and_many_classes_make_a_chart_too(tmp_path: Path) -> None
 def test_only_an_earlier_call_is_overwritten(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, out = save(tmp_path / "m.safetensors", network()), tmp_path / "out"
     look(model, folder, out, model, count=4)
-    before = (out / "000.png").read_bytes()
+    before = (out / "01_000.png").read_bytes()
     with pytest.raises(UsageError, match="--overwrite"):
         look(model, folder, out, model)
     with monkeypatch.context() as patch:
         patch.setattr("lfd.explain.all_masks", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             look(model, folder, out, model, overwrite=True)
-    assert (out / "000.png").read_bytes() == before and (out / "002.png").exists()
+    assert (out / "01_000.png").read_bytes() == before and (out / "03_002.png").exists()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
     assert set(look(model, folder, out, model, count=1, overwrite=True).files) == {p.name for p in out.iterdir()}
     assert len(list(out.iterdir())) == 3

@@ -60,6 +60,10 @@ def test_a_teacher_as_it_is_that_has_learnt_nothing_is_refused(checkpoint: Path,
         (("eval", "{pth}", "--data", "street:?size=48x64&frames=8"), "has 3 classes, the data set 11"),
         (("import", "{pth}", "--data", "{folder}", "-o", "{tmp}/t.onnx"), "ends in .safetensors"),
         (("import", "{tmp}/nothing.pth", "--data", "{folder}", "-o", "{tmp}/t.safetensors"), "no such run or file"),
+        (("import", "{tmp}/nan.pth", "--data", "{folder}", "-o", "{tmp}/t.safetensors"), "not finite everywhere"),
+        (("eval", "{tmp}/sparse.pth", "--data", "{folder}"), "not a plain dense tensor"),
+        (("eval", "{tmp}/variance.pth", "--data", "{folder}"), "a negative variance"),
+        (("import", "{tmp}", "--data", "{folder}", "-o", "{tmp}/t.safetensors"), "knows its classes and input already"),
         (("import", "{tmp}/other.pth", "--data", "{folder}", "-o", "{tmp}/t.safetensors"), "not of the CIRKD family"),
     ],
 )
@@ -67,6 +71,11 @@ def test_what_does_not_fit_is_one_line(
     checkpoint: Path, folder: Path, tmp_path: Path, arguments: tuple[str, ...], says: str
 ) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    state = theirs("pspnet", "mobilenet_v2", 128, 3)
+    key, variance = "head.classifier.weight", "head.block.1.running_var"
+    torch.save({**state, key: state[key] * float("nan")}, tmp_path / "nan.pth")
+    torch.save({**state, key: state[key].to_sparse()}, tmp_path / "sparse.pth")
+    torch.save({**state, variance: -torch.ones_like(state[variance])}, tmp_path / "variance.pth")
     names = {"pth": checkpoint, "folder": f"folder:{folder}", "tmp": tmp_path}
     code, _, error = invoke(*(a.format(**names) for a in arguments))
     assert code in (1, 2) and says in error and error.count("\n") == 1

@@ -746,7 +746,7 @@ def test_options_come_typed_out_of_a_recipe() -> None:
         ("lfd", "lfd", {"mask_clip": 0.5}, "loss.lfd.mask_clip = 0.5; expected 1 to"),
         ("lfd", "lfd", {"class_bounds": [1.5, 2]}, "loss.lfd.class_bounds[0] = 1.5; expected 0 to 1"),
         ("lfd", "lfd", {"class_bounds": [0.5, 0.9]}, "loss.lfd.class_bounds[1] = 0.9; expected 1 to"),
-        ("lfd", "lfd", {"class_bounds": [0.5]}, "loss.lfd.class_bounds = [0.5]; expected tuple[float, float]"),
+        ("lfd", "lfd", {"class_bounds": [0.5]}, "loss.lfd.class_bounds = [0.5]; expected a list of 2 numbers"),
         ("lfd", "lfd", {"class_momentum": 1}, "loss.lfd.class_momentum = 1.0; expected 0 to 0.999999"),
         ("lfd", "lfd", {"head_width": 0}, "loss.lfd.head_width = 0; expected 1 to 4096"),
         ("lfd", "lfd", {"head_width": 3.5}, "loss.lfd.head_width = 3.5; expected int"),

@@ -75,7 +75,16 @@ def test_a_wrong_assignment_is_named(assignment: str) -> None:
         apply_set({}, [assignment])
 
 
+def test_a_section_that_is_none_is_not_replaced_in_silence() -> None:
+    with pytest.raises(UsageError, match=r"\[train\] = \[1\]; expected a section"):
+        apply_set({"train": [1]}, ["train.steps=3"])
+
+
 def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
+    deep = tmp_path / "deep.toml"
+    deep.write_text("x = " + "[" * 3000)
+    with pytest.raises(UsageError, match="expected a TOML file"):
+        read_recipe(str(deep))
     broken = tmp_path / "r.toml"
     broken.write_text("[train\n")
     with pytest.raises(UsageError, match="expected a TOML file"):

@@ -71,7 +71,7 @@ def distilling(folder: Path, teacher: Path, sections: dict[str, Any] | None = No
 
 
 def test_a_run_leaves_what_it_promises(folder: Path, teacher: Path) -> None:
-    assert {p.name for p in teacher.iterdir()} == set(CONTENTS) - {"explain"}
+    assert {p.name for p in teacher.iterdir()} == set(CONTENTS)
     model, spec = load_model(teacher)
     fresh, _ = create_model(spec.model, 3)
     assert set(read_tensors(teacher / "model.safetensors")) == set(fresh.state_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,8 @@ def test_checkpoints_between_validations(folder: Path, tmp_path: Path, monkeypat
         ({"loss": {"lfd": {"spatial_mask": "gap"}}}, r"\[loss.lfd\] has no effect"),
         ({"loss": {"ldf": {}}}, "Did you mean 'lfd'"),
         ({"distill": {"method": "lfd"}}, "needs a teacher"),
+        ({"distill": {"teacher": "t"}}, "method 'none' has no use for a teacher"),
+        ({"distill": {"weights": {"task": 0.0}}}, "every loss weight of method 'none' is 0"),
         ({"train": {"weights": "imagenet"}, "data": {"normalize": "caffe"}}, "--set data.normalize=imagenet"),
     ],
 )
@@ -220,7 +223,7 @@ def test_a_val_split_without_labels_is_said_before_training(tmp_path: Path) -> N
     root = make_folder(tmp_path / "film", {"train": 4, "val": 2})
     for path in (root / "masks/val").iterdir():
         cv2.imwrite(str(path), np.full((48, 64), 255, np.uint8))
-    with pytest.raises(DataError, match="no labelled pixel in its val split; training needs no labels"):
+    with pytest.raises(DataError, match="no labelled pixel in its 2 pictures for choosing the best weights"):
         train(config(root), tmp_path / "run", False, False, QUIET)
     assert not (tmp_path / "run").exists()
 
@@ -241,3 +244,79 @@ def test_compiled_training_stays_near_plain_training(
     assert set(a["distiller"]) == set(b["distiller"])
     for key, value in b["distiller"].items():
         assert torch.allclose(a["distiller"][key].float(), value.float(), rtol=1e-3, atol=1e-4), key
+
+
+def test_train_pictures_without_labels_need_a_teacher(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "film", {"train": 4, "val": 2})
+    for path in (root / "masks/train").iterdir():
+        cv2.imwrite(str(path), np.full((48, 64), 255, np.uint8))
+    with pytest.raises(DataError, match="no labelled pixel in its 4 pictures for training without a teacher"):
+        train(config(root), tmp_path / "run", False, False, QUIET)
+
+
+def test_a_crop_that_no_picture_fills_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"data\.crop = '97x128'; expected at most 96x128"):
+        train(config(folder, data={"crop": "97x128"}), tmp_path / "run", False, False, QUIET)
+    state(folder, tmp_path / "run", 1, data={"crop": "96x128"})
+
+
+def test_a_disk_too_small_is_said_before_the_first_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    monkeypatch.setattr("lfd.resume.shutil.disk_usage", lambda _: SimpleNamespace(free=3_000_000))
+    with pytest.raises(CheckpointError, match=r"3 MB free on that disk; a run of this model keeps up to \d\d MB"):
+        train(config(folder), tmp_path / "run", False, False, QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_keeps_its_pictures_and_teacher(folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(config(folder, 30, train={"eval_every": 30, "seed": ord(name)}), tmp_path / name, False, False, QUIET)
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    shutil.copytree(folder, tmp_path / "data")
+
+    def run(teacher: str, data: Path = folder) -> Any:
+        return config(data, 3, distill={"teacher": str(tmp_path / teacher), "method": "kd"})
+
+    out = tmp_path / "run"
+    train(run("a"), out, False, False, QUIET)
+    train(run("moved", tmp_path / "data"), out, True, False, QUIET)
+    assert "moved" in (out / "config.toml").read_text()
+    for other in (run("b"), run("a", make_folder(tmp_path / "other", {"train": 16, "val": 4}, seed=1))):
+        with pytest.raises(UsageError, match="other pictures, or another teacher"):
+            train(other, out, True, False, QUIET)
+    with pytest.raises(CheckpointError, match="no such run or file; --teacher RUN"):
+        train(run("gone"), out, True, False, QUIET)
+
+
+def test_a_run_never_replaces_its_teacher_nor_what_is_no_run(folder: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    train(config(folder, 30, train={"eval_every": 30}), teacher, False, False, QUIET)
+    for named in (teacher, teacher / "model.safetensors"):
+        run = config(folder, 3, distill={"teacher": str(named), "method": "kd"})
+        with pytest.raises(UsageError, match="is the teacher"):
+            train(run, teacher, False, True, QUIET)
+    mine = tmp_path / "mine"
+    (mine / "tensorboard").mkdir(parents=True)
+    (mine / "config.toml").write_text("mine")
+    with pytest.raises(UsageError, match="not a run of lfd-train"):
+        train(config(folder, 3), mine, False, True, QUIET)
+    assert (mine / "config.toml").read_text() == "mine"
+    notes = [teacher / "tensorboard/mine.txt", teacher / "explain/mine.txt", teacher / "mine.txt"]
+    (teacher / "explain").mkdir()
+    (teacher / "explain/summary.json").write_text('{"files": ["a.png", "summary.json", "../../mine/config.toml"]}')
+    for path in (*notes, teacher / "explain/a.png"):
+        path.write_text("x")
+    train(config(folder, 3), teacher, False, True, QUIET)
+    assert all(path.is_file() for path in notes) and not (teacher / "explain/a.png").exists()
+    assert (mine / "config.toml").is_file()
+
+
+def test_a_failing_start_leaves_the_older_run_as_it_was(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    before = state(folder, out)
+    with pytest.raises(DataError):
+        train(config(tmp_path / "nowhere"), out, False, True, QUIET)
+    assert load_state(out / "resume.pt")["step"] == before["step"] and (out / "model.safetensors").is_file()
