@@ -71,7 +71,7 @@ def run_benchmark(
 
         def load(entry: _Entry) -> None:
             say(f"loading {entry.name}")
-            entry.load(frames, settings.threads)
+            entry.load(frames, settings.threads, settings.backend)
             check_labels(entry.spec.labels, first.spec.labels, f"the teacher {first.name}")
 
         _each(entries, load)
@@ -127,9 +127,9 @@ class _Entry:
     agreeing: int = 0
     pixels: int = 0
 
-    def load(self, frames: Sequence[Image], threads: int) -> None:
+    def load(self, frames: Sequence[Image], threads: int, backend: str | None) -> None:
         check_model_file(self.path)
-        self.loaded = self.probe.load(frames, threads)
+        self.loaded = self.probe.load(frames, threads, backend)
         self.spec = ModelSpec.from_json(self.loaded["spec"], str(self.path))
 
     def warm(self, seconds: float) -> None:

@@ -45,6 +45,7 @@ class _Progress:
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write bench.json and bench.md to."
 )
+@click.option("--backend", metavar="NAME", help="ort, openvino or openvino-bf16; by default each file's own.")
 @click.option(
     "--threads", type=click.IntRange(0, 1024), default=0, help="Threads for one inference; 0: the runtime's choice."
 )
@@ -64,6 +65,7 @@ def main(
     teacher: Path,
     data: str | None,
     out: Path | None,
+    backend: str | None,
     threads: int,
     seconds: float,
     max_images: int | None,
@@ -94,7 +96,7 @@ def main(
             students,
             teacher,
             Pictures(dataset, name, must_score=data is not None),
-            Settings(seconds, threads, max_images),
+            Settings(seconds, threads, max_images, backend),
             progress.say,
         )
     finally:

@@ -45,6 +45,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 source lost or absent, 4 model does not
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.argument("sinks", metavar="[SINK ...]", nargs=-1)
+@click.option("--backend", metavar="NAME", help="ort, openvino or openvino-bf16; by default the file's own.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Threads for one inference; 0: one a core.")
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of the colour.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="End after so many frames.")
@@ -56,6 +57,7 @@ def run_main(
     model: Path,
     source: str,
     sinks: tuple[str, ...],
+    backend: str | None,
     threads: int,
     alpha: float,
     max_frames: int | None,
@@ -79,7 +81,7 @@ def run_main(
             raise UsageError(f"no sink given, and the default does not work here: {error}") from error
         sinks = ("display://",)
     check_outputs(sinks, source, model, overwrite, json_path)
-    with open_session(model, threads=threads) as session:
+    with open_session(model, backend, threads) as session:
         frames = open_source(source)
         overlay = Overlay(session.spec.labels, alpha)
         opened = [open_sink(sink, overlay, frames.info) for sink in sinks]
@@ -87,9 +89,9 @@ def run_main(
         summary = run(session, frames, opened, max_frames, progress)
         if progress is not None:
             click.echo("\r\033[K", nl=False, err=True)
-        name = session.spec.model
+        name, runs_on = session.spec.model, session.build.backend
     if json_path is not None:
-        _write_json(json_path, model, source, sinks, threads, summary)
+        _write_json(json_path, model, source, sinks, runs_on, threads, summary)
     if not quiet:
         click.echo(table(summary, f"{name} on {source}"))
     if summary.interrupted:
@@ -112,13 +114,13 @@ def _progress(total: int | None) -> Callable[[int], None]:
 
 
 def _write_json(
-    path: Path, model: Path, source: str, sinks: tuple[str, ...], threads: int, summary: RunSummary
+    path: Path, model: Path, source: str, sinks: tuple[str, ...], backend: str, threads: int, summary: RunSummary
 ) -> None:
     from dataclasses import asdict  # noqa: PLC0415
 
     from lfd.files import write_json  # noqa: PLC0415
 
-    record = {"model": model.name, "source": source, "sinks": list(sinks), "threads": threads}
+    record = {"model": model.name, "source": source, "sinks": list(sinks), "backend": backend, "threads": threads}
     write_json(path, {"schema": 1, **record, **asdict(summary), "dropped": summary.dropped})
 
 

@@ -80,11 +80,13 @@ class Settings:
             that comes within three times of it, or for the median.
         threads: Threads for one inference; 0 is the runtime's own choice.
         max_images: Pictures to score on, spread over the set; None takes all.
+        backend: What runs them, a name in `deploy.session.BACKENDS`; None is each file's own.
     """
 
     seconds: float = 10.0
     threads: int = 0
     max_images: int | None = None
+    backend: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ from typing import IO, Any
 import numpy as np
 
 import lfd.errors
-from deploy.session import InferenceSession, class_map, open_session
+from deploy.session import InferenceSession, choose_backend, class_map, open_session
 from deploy.timing import Samples, is_settled
 from lfd.errors import LfdError, ModelError
 from lfd.preprocess import Image, fit_frame, restore_map
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNTIMES = ("onnxruntime",)
-"""Imported before the baseline is taken: the runtime's own code is not the model's memory."""
+RUNTIMES = {"ort": "onnxruntime", "openvino": "openvino", "openvino-bf16": "openvino"}
+"""Of each backend, imported before the baseline is taken: the runtime's own code is not the model's memory."""
 
 MIN_WARM_UPS = 3
 
@@ -117,12 +117,12 @@ class _Child:
 
     def load(self, message: dict[str, Any], pictures: list[Image]) -> dict[str, Any]:
         self.frames = pictures
-        for module in RUNTIMES:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module)
+        backend = choose_backend(Path(message["path"]), message["backend"])
+        with contextlib.suppress(ImportError):
+            importlib.import_module(RUNTIMES[backend])
         baseline_mb, _ = memory_mb()
         begin = time.perf_counter_ns()
-        self.session = open_session(Path(message["path"]), threads=message["threads"])
+        self.session = open_session(Path(message["path"]), backend, message["threads"])
         loaded = time.perf_counter_ns()
         first = measure(self.session, self.frames, 1)
         return {
@@ -244,9 +244,9 @@ class Probe:
             raise kind(reply["error"].replace(str(self._path.resolve()), str(self._path)))
         return reply, returned
 
-    def load(self, frames: Sequence[Image], threads: int) -> dict[str, Any]:
+    def load(self, frames: Sequence[Image], threads: int, backend: str | None = None) -> dict[str, Any]:
         """Load the model and run it once; the frames for the measurements go with it."""
-        return self.ask("load", frames, path=str(self._path.resolve()), threads=threads)[0]
+        return self.ask("load", frames, path=str(self._path.resolve()), threads=threads, backend=backend)[0]
 
     def predict(self, image: Image) -> Image:
         """Return the class map of a frame that has the model's size."""

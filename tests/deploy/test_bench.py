@@ -62,8 +62,8 @@ class Local:
         result = getattr(self._child, op)(message, list(pictures))
         return ({}, result) if isinstance(result, list) else (result, [])
 
-    def load(self, frames: Sequence[Image], threads: int) -> dict[str, Any]:
-        return self.ask("load", frames, path=str(self._path), threads=threads)[0]
+    def load(self, frames: Sequence[Image], threads: int, backend: str | None = None) -> dict[str, Any]:
+        return self.ask("load", frames, path=str(self._path), threads=threads, backend=backend)[0]
 
     def predict(self, image: Image) -> Image:
         return self.ask("predict", [image])[1][0]
@@ -88,7 +88,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
             path.write_bytes(b"x" * (1000 if i == 0 else 100 * i))
         by_name = dict(zip([p.name for p in paths], models, strict=True))
 
-        def open_session(path: Path, threads: int) -> FakeSession:
+        def open_session(path: Path, backend: str | None = None, threads: int = 0) -> FakeSession:
             model = by_name[path.name]
             if isinstance(model, LfdError):
                 raise model

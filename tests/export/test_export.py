@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from deploy.session import class_map, open_session
 from export.cli import main
 from export.graph import DeployGraph
-from export.to_onnx import OPSET, to_onnx
+from export.to_onnx import BATCH_KEY, OPSET, parse_batch, to_onnx
 from export.verify import Parity, compare, open_runnable
 from lfd.checkpoint import save_model
+from lfd.cli import main as train
 from lfd.data import open_dataset
-from lfd.errors import ExportError, ModelError
+from lfd.errors import ExportError, ModelError, UsageError
 from lfd.models import create_model
 from lfd.normalize import Normalize, Predictor
 from lfd.spec import METADATA_KEY, Labels, ModelSpec, Preprocess
@@ -145,6 +146,100 @@ def test_a_spec_that_is_not_the_graphs_is_refused(exported: tuple[Path, Path], t
         open_session(tmp_path / "lies.onnx")
 
 
+def first_dims(proto: onnx.ModelProto) -> list[int | str]:
+    sides = [value.type.tensor_type.shape.dim[0] for value in (*proto.graph.input, *proto.graph.output)]
+    return [side.dim_param or side.dim_value for side in sides]
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "output"),
+    [
+        ("lraspp_mobilenet_v3_small", "dynamic", "logits"),
+        ("deeplabv3_mobilenet_v2_os16", 3, "logits"),
+        ("pspnet_resnet18s_os16", 1, "logits"),
+    ],
+)
+def test_families_and_batches(name: str, batch: Any, output: Any, labels: Labels, tmp_path: Path) -> None:
+    """Each frame's result is what the torch network gives for that frame alone, resized in the family's own way."""
+    model = network(name, labels)
+    spec = ModelSpec(name, labels, Preprocess((40, 72)))  # no multiple of 16, nor of the pyramid's cells
+    exported = to_onnx(model, spec, tmp_path / "x.onnx", output=output, batch=batch)
+    proto = onnx.load(tmp_path / "x.onnx")
+    assert first_dims(proto) == (["batch"] * 2 if batch == "dynamic" else [batch] * 2)
+    assert exported.provenance.get(BATCH_KEY, 1) == batch
+    operators = {node.op_type for node in proto.graph.node}
+    assert not {op for op in operators if op.startswith("Gather") or op in ("If", "Loop", "Reshape")}
+    resize = next(node for node in reversed(proto.graph.node) if node.op_type == "Resize")
+    mode = next(a.s.decode() for a in resize.attribute if a.name == "coordinate_transformation_mode")
+    assert (mode == "align_corners") == bool(model.align_corners) == ("lraspp" not in name)
+    normalize = Normalize(spec.preprocess)
+    with open_session(tmp_path / "x.onnx", threads=1) as session:
+        for count in (1, 3) if batch == "dynamic" else (batch,):
+            frames = torch.randint(0, 256, (count, 40, 72, 3), dtype=torch.uint8)
+            found = session.run(frames.numpy())
+            for at in range(count):
+                with torch.no_grad():
+                    logits = model(normalize(frames[at : at + 1].permute(0, 3, 1, 2)))["out"]
+                full, other = (
+                    torch.nn.functional.interpolate(logits, (40, 72), mode="bilinear", align_corners=corners)[0]
+                    for corners in (bool(model.align_corners), not model.align_corners)
+                )
+                if output == "class_map":
+                    assert (found[at] == full.argmax(0).numpy()).mean() > 0.999
+                else:
+                    error = float(np.abs(found[at] - full.numpy()).max())
+                    assert error < 1e-4 * float(full.abs().max()), "within the noise of fp32"
+                    assert float((full - other).abs().max()) > 100 * error, "the other way of resizing would show"
+        if batch != "dynamic":
+            with pytest.raises(ModelError, match=f"this model takes \\({batch}, "):
+                session.run(np.zeros((batch + 1, 40, 72, 3), np.uint8))
+
+
+class Fixed(torch.nn.Module):
+    """A network that only knows two frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = self.conv(x)
+        return {"out": found + x.new_ones(1) if len(x) == 1 else found.reshape(2, 3, 8, 8)}
+
+
+def test_a_batch_that_cannot_be_open_is_one_line(labels: Labels, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"batch|express") as caught:
+        to_onnx(Fixed(), ModelSpec("x", labels, Preprocess((8, 8))), tmp_path / "x.onnx", batch="dynamic")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("text", "batch"), [("1", 1), ("16", 16), ("4096", 4096), ("dynamic", "dynamic")])
+def test_batches_that_can_be_asked_for(text: str, batch: Any) -> None:
+    assert parse_batch(text) == batch
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "4097", "1.5", "Dynamic", "\u0662", "9" * 5000])
+def test_batches_that_cannot(text: str) -> None:
+    with pytest.raises(UsageError, match="expected 1 to 4096, or dynamic"):
+        parse_batch(text)
+
+
+def test_an_imported_checkpoint_keeps_its_way_of_resizing(folder: Path, tmp_path: Path) -> None:
+    """From the .pth of the CIRKD family to a checked .onnx, by the commands."""
+    from tests.lfd.test_cirkd import theirs
+
+    pth, imported, out = tmp_path / "psp.pth", tmp_path / "t.safetensors", tmp_path / "t.onnx"
+    torch.save(theirs("pspnet", "mobilenet_v2", 128, 3), pth)
+    data = ("--data", f"folder:{folder}")
+    made = CliRunner().invoke(train, ["import", str(pth), *data, "--size", "42x66", "-o", str(imported)])
+    assert made.exit_code == 0, made.output
+    code, text, errors = invoke("onnx", imported, "-o", out, *data, "--batch", "dynamic")
+    assert code == 0 and "batch dynamic" in text and "parity   same" in text, errors
+    modes = [a.s for n in onnx.load(out).graph.node for a in n.attribute if a.name == "coordinate_transformation_mode"]
+    assert set(modes) == {b"align_corners"} and len(modes) == 5
+    assert open_session(out).spec.preprocess.color == "BGR"
+
+
 class TwoStems(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -171,6 +266,7 @@ def test_a_failed_export_leaves_no_folder(exported: tuple[Path, Path], tmp_path:
     assert code == 4 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("exported", MODELS[:1], indirect=True)
 def test_commands_on_a_good_run(exported: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
     run, _ = exported
     out = tmp_path / "m.onnx"
@@ -183,6 +279,7 @@ def test_commands_on_a_good_run(exported: tuple[Path, Path], folder: Path, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.parametrize("exported", MODELS[:1], indirect=True)
 def test_a_graph_that_is_not_the_model_is_not_written(
     exported: tuple[Path, Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +301,7 @@ def test_a_graph_that_is_not_the_model_is_not_written(
         (("onnx", "{run}", "-o", "{tmp}/x.onnx", "--data", "street:"), 4, "classes"),
         (("onnx", "{run}", "-o", "{tmp}/x.onnx", "--data", "{data}", "--size", "4"), 2, "size '4'"),
         (("onnx", "{run}", "-o", "{tmp}/x.onnx", "--data", "{data}", "--pictures", "0"), 2, "--pictures 0"),
+        (("onnx", "{run}", "-o", "{tmp}/x.onnx", "--data", "{data}", "--batch", "all"), 2, "batch 'all'"),
         (("verify", "{run}", "{tmp}/none.onnx", "--data", "{data}"), 4, "no such file"),
         (("verify", "{run}", "{cut}", "--data", "{data}"), 4, "cannot load"),
         (("verify", "{run}", "{bare}", "--data", "{data}"), 4, "no ModelSpec"),

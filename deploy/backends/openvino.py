@@ -1,0 +1,147 @@
+"""OpenVINO on the CPU, in fp32 or bf16; what a file has between Q/DQ pairs runs in int8 under either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.artifact import BuildInfo, read_spec, sha256
+from lfd.errors import ModelError, UsageError, require
+from lfd.preprocess import Image
+from lfd.spec import METADATA_KEY
+
+PRECISION_KEY = "lfd_precision"
+PRECISIONS = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "fp32"}
+"""OpenVINO's names to ours, the lowest first."""
+ARITHMETIC = ("Convolution", "Deconvolution", "MatMul", "FullyConnected")
+NOISE = ("Exception from ", "Check '", "FrontEnd API failed")
+
+
+class OpenVinoSession:
+    """An `InferenceSession` on OpenVINO.
+
+    Args:
+        path: The .onnx file.
+        threads: Threads for one inference; 0 takes one a physical core.
+        precision: Of everything that is not int8 by the file. It is always told: left alone, OpenVINO takes bf16
+            on processors that have it, and class maps then differ from the network's.
+
+    Raises:
+        ModelError: The file cannot be loaded, has no ModelSpec, is not a frame-to-map graph, or says int8 and
+            does not run in it.
+        UsageError: This processor has no bf16.
+        MissingDependencyError: openvino is not installed.
+    """
+
+    def __init__(self, path: Path, threads: int = 0, precision: Literal["f32", "bf16"] = "f32") -> None:
+        openvino = require("openvino", "openvino")
+        try:
+            # By the ONNX reader alone: `read_model` tries them all, takes OpenVINO's own format under any name,
+            # and TensorFlow's reader writes to stderr by itself.
+            reader = require("openvino.frontend", "openvino").FrontEndManager().load_by_framework("onnx")
+            model = reader.convert(reader.load(str(path)))
+        except Exception as error:  # the reader's own have no common base, and are no RuntimeErrors
+            raise ModelError(
+                f"{path}: OpenVINO cannot load it ({_reason(error)}). Fix: export the model again"
+            ) from error
+        metadata = {
+            key: str(model.get_rt_info(["framework", key]).astype(str))
+            for key in (METADATA_KEY, PRECISION_KEY)
+            if model.has_rt_info(["framework", key])
+        }
+        self.spec = read_spec(metadata, path)
+        self._batch = self._check(path, model.inputs, model.outputs)
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise UsageError("this processor has no bf16, and OpenVINO would take f32. Fix: take the backend openvino")
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+            # Threads nailed to cores wait there for decoder and encoder. LRASPP-MobileNetV3-small 180x240, two busy
+            # cores, median ms with / without: f32 4.9 / 4.6, bf16 2.9 / 2.8.
+            "ENABLE_CPU_PINNING": False,
+            "CACHE_DIR": "",  # compiled code from elsewhere is never loaded
+        }
+        try:
+            self._compiled = core.compile_model(model, "CPU", settings)
+            self._request = self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise ModelError(f"{path}: OpenVINO cannot compile it ({_reason(error)}). Fix: export it again") from error
+        ran = self._ran() or PRECISIONS[precision]
+        if metadata.get(PRECISION_KEY) == "int8" and ran != "int8":
+            raise ModelError(f"{path}: is int8, but OpenVINO runs it in {ran} here. Fix: take the file in fp32")
+        self.build = BuildInfo(
+            backend=f"openvino CPU {precision}",
+            precision=ran,
+            onnx_sha256=sha256(path),
+            versions={"openvino": openvino.__version__.partition("-")[0]},
+            device=core.get_property("CPU", "FULL_DEVICE_NAME"),
+        )
+
+    def _check(self, path: Path, inputs: list[Any], outputs: list[Any]) -> int | None:
+        """Hold the graph against the specification; return its batch, None for an open one."""
+        wanted = [*self.spec.preprocess.size_hw, 3]
+        if len(inputs) != 1 or len(outputs) != 1 or _form(inputs[0])[0] != "u8":
+            raise ModelError(f"{path}: its graph does not take one uint8 frame. Fix: write it with lfd-export onnx")
+        (_, taken), (kind, given) = _form(inputs[0]), _form(outputs[0])
+        if taken[1:] != wanted:
+            raise ModelError(f"{path}: takes {taken[1:]}, but its ModelSpec says {wanted}. Fix: export again")
+        if (kind, len(given)) != {"class_map": ("u8", 3), "logits": ("f32", 4)}[self.spec.output]:
+            raise ModelError(
+                f"{path}: gives {kind} {given}, but its ModelSpec says {self.spec.output}. Fix: export again"
+            )
+        if self.spec.output == "logits" and given[1] != len(self.spec.labels):
+            raise ModelError(
+                f"{path}: gives {given[1]} classes, but its ModelSpec names {len(self.spec.labels)}. Fix: export again"
+            )
+        return taken[0]
+
+    def _ran(self) -> str | None:
+        """Return the lowest precision in which the compiled network multiplies; None when it does not."""
+        infos = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ops()]
+        types = {i["runtimePrecision"].astype(str) for i in infos if i["layerType"].astype(str) in ARITHMETIC}
+        return next((ours for theirs, ours in PRECISIONS.items() if theirs in types), None)
+
+    def run(self, batch: Image) -> NDArray[Any]:
+        """Run the model; see `deploy.session.InferenceSession.run`. Neither input nor output is copied."""
+        wanted = (*self.spec.preprocess.size_hw, 3)
+        if batch.shape[1:] != wanted or self._batch not in (None, len(batch)):
+            raise ModelError(f"a batch of shape {batch.shape}; this model takes ({self._batch}, {wanted})")
+        if batch.dtype != np.uint8:  # OpenVINO would convert it, and wrap what is out of range
+            raise ModelError(f"a batch of {batch.dtype}; this model takes uint8")
+        try:
+            out: NDArray[Any] = self._request.infer([batch], share_inputs=True, share_outputs=True)[0]
+        except (RuntimeError, AttributeError) as error:
+            raise ModelError(f"OpenVINO failed while running: {_reason(error)}") from error
+        return out
+
+    def close(self) -> None:
+        """Free the model's memory; `run` must not be called after."""
+        self._request = self._compiled = None
+
+    def __enter__(self) -> OpenVinoSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _form(port: Any) -> tuple[str, list[int | None]]:
+    """Return the type of an input or output, in OpenVINO's word, and its shape; None for an open side."""
+    kind: str = port.get_element_type().get_type_name()
+    if (shape := port.get_partial_shape()).rank.is_dynamic:
+        return kind, []
+    return kind, [side.get_length() if side.is_static else None for side in shape]
+
+
+def _reason(error: Exception) -> str:
+    """Return what OpenVINO says, without the places in its sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join([line for line in lines if not line.startswith(NOISE)] or lines).strip()[:200]
