@@ -3,7 +3,8 @@
     python -m benchmarks.training_cost [--device cpu|cuda] [--crop 256x512] [--batch 4] [--rounds 7] [--out FILE.json]
 
 Each variant trains in a process of its own, which takes steps in turn with the others, so that all see
-the same state of the machine; a ratio is of the medians of one step's time. Memory is the process's
+the same state of the machine; a ratio is of the medians of one step's time. Processor time stands beside
+the clock's, for machines that others use too. Memory is the process's
 peak over what it had before the networks were made; on CUDA the allocator's own peak.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
-import os
 import resource
 import statistics
 import time
@@ -78,7 +78,6 @@ def peak_bytes(device: torch.device) -> int:
 
 def serve(pipe: Connection, config: Config, where: str, crop: tuple[int, int], held: bool) -> None:
     """Take as many steps as asked for, and answer with their times and the peak of memory."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = torch.device(where)
     before = peak_bytes(device)
     job = make_job(config, device, crop)
@@ -88,14 +87,15 @@ def serve(pipe: Connection, config: Config, where: str, crop: tuple[int, int], h
         loader = itertools.repeat(next(loader))
     number = 0
     while (count := pipe.recv()) > 0:
-        times = []
+        times, cpu = [], []
         for _ in range(count):
-            begin = time.perf_counter()
+            begin, busy = time.perf_counter(), time.process_time()
             stepper.step(number, loader, False)
             stepper.watch.settle(everything=True)
             times.append(time.perf_counter() - begin)
+            cpu.append(time.process_time() - busy)
             number += 1
-        pipe.send((times, peak_bytes(device) - before))
+        pipe.send((times, cpu, peak_bytes(device) - before))
 
 
 def in_turns(jobs: dict[str, Callable[[Connection], None]], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
@@ -107,16 +107,18 @@ def in_turns(jobs: dict[str, Callable[[Connection], None]], rounds: int, steps: 
         ours, theirs = fork.Pipe()
         fork.Process(target=job, args=(theirs,), daemon=True).start()
         pipes[name] = ours
-        found[name] = {"step_s": [], "peak_bytes": 0}
+        found[name] = {"step_s": [], "cpu_s": [], "peak_bytes": 0}
     for index in range(rounds + 1):  # the first round warms up
         for name in list(jobs) if index % 2 else list(reversed(jobs)):
             pipes[name].send(steps)
-            times, found[name]["peak_bytes"] = pipes[name].recv()
+            times, cpu, found[name]["peak_bytes"] = pipes[name].recv()
             found[name]["step_s"] += times if index else []
+            found[name]["cpu_s"] += cpu if index else []
     for pipe in pipes.values():
         pipe.send(0)
     for result in found.values():
         result["median_s"] = statistics.median(result["step_s"])
+        result["median_cpu_s"] = statistics.median(result["cpu_s"])
     return found
 
 
@@ -150,19 +152,31 @@ def main() -> None:
     kd = cost["kd"]
     for result in cost.values():
         result["time_over_kd"] = result["median_s"] / kd["median_s"]
+        result["cpu_over_kd"] = result["median_cpu_s"] / kd["median_cpu_s"]
         result["peak_over_kd"] = result["peak_bytes"] / kd["peak_bytes"]
     for name, result in cost.items():
         print(
-            f"{name:<30} {result['median_s'] * 1e3:8.1f} ms  x{result['time_over_kd']:.3f}   "
+            f"{name:<30} {result['median_s'] * 1e3:8.1f} ms  x{result['time_over_kd']:.3f}  "
+            f"(processor time x{result['cpu_over_kd']:.3f})   "
             f"{result['peak_bytes'] / 2**20:7.0f} MiB  x{result['peak_over_kd']:.3f}",
             flush=True,
         )
     small = (180, 240)
     plain = configuration(FAST_STUDENT, 8, "off", "none", {})
     turns = in_turns({"held": job(plain, small, True), "loaded": job(plain, small, False)}, args.rounds, 10)
-    ratio = turns["loaded"]["median_s"] / turns["held"]["median_s"]
-    print(f"loading: a step takes x{ratio:.3f} of one with the batch held in memory ({FAST_STUDENT}, 8 of 180x240)")
-    loading = {"student": FAST_STUDENT, "size_hw": small, "batch": 8, "loaded_over_held": ratio, **turns}
+    ratio, busy = (turns["loaded"][key] / turns["held"][key] for key in ("median_s", "median_cpu_s"))
+    print(
+        f"loading: a step takes x{ratio:.3f} (processor time x{busy:.3f}) of one with the batch held in memory "
+        f"({FAST_STUDENT}, 8 of 180x240)"
+    )
+    loading = {
+        "student": FAST_STUDENT,
+        "size_hw": small,
+        "batch": 8,
+        "loaded_over_held": ratio,
+        "cpu_loaded_over_held": busy,
+        **turns,
+    }
     if args.out:
         write_json(
             args.out,

@@ -151,6 +151,94 @@ def verify(
         raise ExportError(f"{a} and {b} are not the same model within {min_agreement:.2%} of the pixels")
 
 
+@main.command("fp16")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+@click.option("--data", required=True, metavar="NAME:PATH", help="Labelled set for the parity check; its val split.")
+@click.option("--pictures", default=PARITY_PICTURES, show_default=True, help="Pictures for the parity check.")
+@click.option("--min-agreement", default=0.995, show_default=True, help="Smallest share of equal pixels that passes.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@guarded
+def fp16_command(source: Path, out: Path, data: str, pictures: int, min_agreement: float, overwrite: bool) -> None:
+    """Write SOURCE, an fp32 .onnx of lfd-export, in fp16; checked against it on real frames."""
+    _need()
+    from export.fp16 import checked_fp16  # noqa: PLC0415
+    from lfd.data import open_dataset  # noqa: PLC0415
+
+    if out.suffix != ".onnx":
+        raise UsageError(f"{out}: expected a name that ends in .onnx")
+    if pictures < 1 or not 0 <= min_agreement <= 1:
+        raise UsageError(f"--pictures {pictures} --min-agreement {min_agreement}; expected at least 1, and 0 to 1")
+    check_free(out, overwrite)
+    kept, parity = checked_fp16(source, out, open_dataset(data, "val"), pictures, min_agreement)
+    click.echo(f"{out}: fp16, {out.stat().st_size / 1e6:.1f} MB; in fp32: {', '.join(kept) or 'nothing'}")
+    click.echo(f"parity   {parity}")
+
+
+@main.command("int8")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+@click.option(
+    "--calib", required=True, metavar="D", help="Frames for the ranges: NAME:PATH[@SPLIT] (train), a folder, or a film."
+)
+@click.option("--target", type=click.Choice(["trt", "ort", "openvino"]), required=True, help="Who is to run it.")
+@click.option(
+    "--method", type=click.Choice(["minmax", "percentile", "entropy"]), default="percentile", show_default=True
+)
+@click.option("--frames", default=500, show_default=True, help="At most so many frames for the ranges.")
+@click.option(
+    "--data", metavar="NAME:PATH", help="Labelled set of the accuracy gate; that of --calib by default, its val."
+)
+@click.option("--pictures", type=int, help="Score at most so many of its pictures.")
+@click.option("--max-miou-drop", default=1.0, show_default=True, help="Points of mIoU that it may lose.")
+@click.option("--speed/--no-speed", default=True, show_default=True, help="It must be faster than SOURCE.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON.")
+@click.option("--overwrite", is_flag=True, help="Replace the files.")
+@guarded
+def int8_command(
+    source: Path,
+    out: Path,
+    calib: str,
+    target: Any,
+    method: Any,
+    frames: int,
+    data: str | None,
+    pictures: int | None,
+    max_miou_drop: float,
+    speed: bool,
+    report: Path | None,
+    overwrite: bool,
+) -> None:
+    """Write SOURCE, an fp32 .onnx of lfd-export, in INT8 for one target, when it is accurate and fast enough."""
+    _need()
+    from export.calibration import gate_data, open_frames  # noqa: PLC0415
+    from export.fp16 import load_source  # noqa: PLC0415
+    from export.gate import gated_int8  # noqa: PLC0415
+    from export.int8_runner import DeployRunner  # noqa: PLC0415
+    from lfd.data import open_dataset  # noqa: PLC0415
+    from lfd.files import write_json  # noqa: PLC0415
+
+    if out.suffix != ".onnx":
+        raise UsageError(f"{out}: expected a name that ends in .onnx")
+    if pictures is not None and pictures < 1:
+        raise UsageError(f"--pictures {pictures}; expected at least 1")
+    for path in [out, *([report] if report else [])]:
+        check_free(path, overwrite)
+    _, spec = load_source(source)
+    evaluation = open_dataset(gate_data(calib, data), "val")
+    runner = DeployRunner(spec, evaluation, target, pictures)
+    chosen = open_frames(calib, spec, frames)
+    found = gated_int8(
+        source, out, chosen, target, method, evaluation, max_miou_drop, speed, runner,
+        lambda line: click.echo(line, err=True),
+    )  # fmt: skip
+    click.echo(str(found))
+    if report:
+        write_json(report, found.to_dict())
+    if not found:
+        raise ExportError(f"{out} was not written: it is {found.speed_note}. Fix: ship {source}, or --no-speed")
+
+
 class _BuildLine:
     """Shows a build: on a terminal one line that changes, in a log a line for each phase."""
 

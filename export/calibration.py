@@ -1,0 +1,205 @@
+"""The frames that int8 ranges are measured on: real, enough of them, fitted as the runtime fits them, and on record.
+
+ModelOpt and jetson-inference calibrate on random numbers without being asked; here too few frames, the same frame again
+and again, plain colours and noise are errors. Frames are read anew each time: 500 of 1024x2048 would take 3 GB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deploy.frames import Frame
+from deploy.pictures import hash_pixels, spread
+from deploy.sources import kind_of, open_source
+from lfd.data import DATASETS, open_dataset, parse_data
+from lfd.errors import DataError, LfdError, SourceError, UsageError
+from lfd.preprocess import Image, fit_frame
+from lfd.spec import ModelSpec
+
+LIMIT = 500
+"""As many real pictures the field advises; TensorRT's and ModelOpt's guides say 500 for ImageNet networks."""
+MINIMUM = 32
+CALIBRATION_KEY = "lfd_calibration"
+FLAT = 2.0
+"""A frame whose levels deviate less (standard deviation, of 255) is one colour."""
+NOISE = 0.25
+"""Neighbouring pixels of noise correlate by 0, of pictures by 0.8 to 0.99; below this it is noise."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames for calibration, at the model's size.
+
+    Attributes:
+        source: What they came from: `camvid`, `film`, `pictures`, ...; never a path.
+        split: Of a labelled set, else None.
+        count: How many.
+        sha256: Of all of them as fitted, in order.
+        read: Begins to read them: (h, w, 3) BGR uint8 each.
+    """
+
+    source: str
+    split: str | None
+    count: int
+    sha256: str
+    read: Callable[[], Iterator[Image]]
+
+    def __iter__(self) -> Iterator[Image]:
+        return self.read()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def some(self, count: int) -> list[Image]:
+        """Return up to `count` frames, spread evenly."""
+        wanted = set(spread(self.count, count))
+        return [frame for index, frame in enumerate(self) if index in wanted]
+
+    def record(self, method: str) -> str:
+        """Return what an int8 file says of its calibration, as JSON."""
+        values = {"source": self.source, "count": self.count, "sha256": self.sha256, "method": method}
+        return json.dumps(values | ({"split": self.split} if self.split else {}))
+
+
+def open_frames(text: str, spec: ModelSpec, limit: int = LIMIT, minimum: int = MINIMUM) -> Frames:
+    """Choose frames, evenly spread over their source, and check them; they are decoded once for that.
+
+    Args:
+        text: A labelled set, `NAME:PATH[@SPLIT]` (the training split by default: the pictures that accuracy is
+            measured on stay out of it), a folder or glob of pictures, or a film.
+        spec: The model's; its preprocessing fits the frames.
+        limit: At most so many.
+        minimum: Fewer are refused.
+
+    Raises:
+        UsageError: `limit` or the source does not make sense.
+        DataError: It cannot be read, or its frames are too few, all alike, plain colours or noise.
+    """
+    if not 1 <= minimum <= limit:
+        raise UsageError(f"{limit} calibration frames; expected at least {minimum}")
+    try:
+        source, split, read = _labelled(text, limit) if text.partition(":")[0] in DATASETS else _plain(text, limit)
+        frames = _Check(text, minimum)
+
+        def fitted() -> Iterator[Image]:
+            for image in read():
+                yield fit_frame(image, spec.preprocess)
+
+        for frame in fitted():
+            frames.add(frame)
+        frames.finish()
+    except SourceError as error:
+        raise DataError(f"calibration frames: {error}") from error
+    return Frames(source, split, frames.count, frames.digest.hexdigest(), fitted)
+
+
+def gate_data(calibration: str, data: str | None) -> str:
+    """Return the labelled set that the gate scores on: the one given, or the calibration's own, its validation split.
+
+    Raises:
+        UsageError: None was given, and the calibration has no labels; or the gate would score on the pictures that
+            the ranges were measured on.
+    """
+    labelled = calibration.partition(":")[0] in DATASETS
+    if data is None and not labelled:
+        raise UsageError(f"--calib {calibration} has no labels for the accuracy gate; give --data NAME:PATH")
+    used = parse_data(calibration) if labelled else None
+    if data is None and used is not None:
+        data = f"{used.name}:{used.path}@val"
+    name, path, split = parse_data(data or "")
+    if used is not None and (name, path, split or "val") == (used.name, used.path, used.split or "train"):
+        raise UsageError(
+            f"--calib and --data are both {name} {split or 'val'}; expected two splits, or a fair score is lost"
+        )
+    return f"{name}:{path}@{split or 'val'}"
+
+
+Reader = tuple[str, str | None, Callable[[], Iterator[Image]]]
+
+
+def _labelled(text: str, limit: int) -> Reader:
+    name, _, split = parse_data(text)
+    dataset = open_dataset(text, "train")
+    indices = spread(len(dataset), limit)
+    return name, split or "train", lambda: (dataset[index].image for index in indices)
+
+
+def _plain(text: str, limit: int) -> Reader:
+    kind = kind_of(text)
+    if kind == "camera":
+        raise UsageError(f"calibration frames {text!r}: a camera never gives the same twice; record a film of it first")
+
+    def frames() -> Iterator[Frame]:
+        source = open_source(text)
+        try:
+            yield from source
+        finally:
+            source.close()
+
+    source = open_source(text)
+    try:
+        total = source.info.frames
+    finally:
+        source.close()
+    wanted = frozenset(spread(sum(1 for _ in frames()) if total is None else total, limit))
+    return kind, None, lambda: (frame.image for frame in frames() if frame.index in wanted)
+
+
+class _Check:
+    """Counts, hashes and judges frames as they pass."""
+
+    def __init__(self, text: str, minimum: int) -> None:
+        self.text, self.minimum = text, minimum
+        self.count = self.flat = self.noisy = 0
+        self.digest: Any = hashlib.sha256()
+        self.different: set[bytes] = set()
+
+    def add(self, frame: Image) -> None:
+        """Take a fitted frame."""
+        self.count += 1
+        hash_pixels(self.digest, frame)
+        self.different.add(hashlib.sha256(frame.data).digest())
+        grey = frame.mean(2)
+        if float(grey.std()) < FLAT:
+            self.flat += 1
+        elif likeness(frame) < NOISE:
+            self.noisy += 1
+
+    def finish(self) -> None:
+        """Judge them.
+
+        Raises:
+            DataError: They cannot stand for what the model will see.
+        """
+        fix = "Fix: give pictures from the camera or data set that the model is for"
+        if self.count < self.minimum:
+            self._refuse(f"{self.count} frames; expected at least {self.minimum}. Fix: give more pictures")
+        if len(self.different) < self.minimum:
+            self._refuse(f"only {len(self.different)} of {self.count} frames differ; expected {self.minimum}. {fix}")
+        if 2 * self.flat > self.count:
+            self._refuse(f"{self.flat} of {self.count} frames are a single colour. {fix}")
+        if 2 * self.noisy > self.count:
+            self._refuse(f"{self.noisy} of {self.count} frames are random noise. {fix}")
+
+    def _refuse(self, why: str) -> None:
+        error: LfdError = DataError(f"calibration frames {self.text}: {why}")
+        raise error
+
+
+def likeness(frame: Image) -> float:
+    """Return how far neighbouring pixels correlate, in [-1, 1]: the larger of across and down; of brightness.
+
+    Args:
+        frame: (h, w, 3) uint8, of more than one brightness.
+    """
+    grey = frame.mean(2)
+    grey -= grey.mean()
+    across = (grey[:, 1:] * grey[:, :-1]).mean() if grey.shape[1] > 1 else 0.0
+    down = (grey[1:] * grey[:-1]).mean() if grey.shape[0] > 1 else 0.0
+    return float(np.maximum(across, down) / (grey * grey).mean())

@@ -1,0 +1,258 @@
+"""INT8 behind a gate: it may cost so much accuracy and no speed, or it is not written."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from export.calibration import Frames
+from export.fp16 import load_source, save_checked
+from export.int8 import Calibrated, QuantReport, Target, build, calibrate, report
+from export.int8_ranges import Method
+from export.int8_rank import RANK_FRAMES, rank_layers
+from export.int8_runner import DeployRunner
+from lfd.data import Dataset
+from lfd.errors import DataError, ExportError, UsageError
+from lfd.files import replacing
+
+MAX_MIOU_DROP = 1.0
+SINGLE_STEPS = 4
+"""So many layers are put back one by one; from then on each step puts back twice as many as the one before."""
+
+Say = Callable[[str], None]
+
+
+class Runner(Protocol):
+    """Scores and times a file as deployed."""
+
+    def miou(self, path: Path) -> float:
+        """Return the mean IoU in [0, 1]."""
+        ...
+
+    def latency_ms(self, source: Path, int8: Path) -> tuple[float, float] | None:
+        """Return the median of either, from samples taken in turns; None where the target does not run here."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file that was tried.
+
+    Attributes:
+        kept: Layers put back to float in this step.
+        kept_in_all: How many are in float by now.
+        miou: Of the file, in [0, 1].
+        drop: What it lost against the source, points.
+        bought: What this step gained over the one before, points.
+        source_ms: Median latency of the source, and `int8_ms` of the file, taken in turns; None where not measured.
+        int8_ms: See there.
+        cost_ms: By how much the file is slower than that of the step before.
+    """
+
+    kept: tuple[str, ...]
+    kept_in_all: int
+    miou: float
+    drop: float
+    bought: float
+    source_ms: float | None
+    int8_ms: float | None
+    cost_ms: float | None
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What the gates decided, and why.
+
+    Attributes:
+        source: Name of the source file, without its folder; `out` likewise.
+        out: See there.
+        quantised: What the last file tried is.
+        max_miou_drop: What was allowed, points.
+        source_miou: In [0, 1].
+        steps: The files tried, in order.
+        ranking: Layer to dB, the worst first; empty when nothing had to be kept in float.
+        accurate: Whether the last file keeps to the accuracy.
+        faster: Whether it is faster than its source; None where that was not measured, and `speed_note` says why.
+        speed_note: See there.
+        ship: Name of the file to ship.
+    """
+
+    source: str
+    out: str
+    quantised: QuantReport
+    max_miou_drop: float
+    source_miou: float
+    steps: tuple[Step, ...]
+    ranking: dict[str, float]
+    accurate: bool
+    faster: bool | None
+    speed_note: str
+    ship: str
+
+    def __bool__(self) -> bool:
+        """Tell whether the gates hold, and the file was written."""
+        return self.accurate and self.faster is not False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as what JSON holds."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            str(self.quantised),
+            f"source {self.source}: mIoU {self.source_miou:.2%}; at most {self.max_miou_drop:g} points may be lost",
+            "step  in float    mIoU, %   lost   bought   source, ms   int8, ms   cost, ms   put back",
+        ]
+        for index, step in enumerate(self.steps):
+            times = [
+                f"{v:10.2f}" if v is not None else "         -" for v in (step.source_ms, step.int8_ms, step.cost_ms)
+            ]
+            put = ", ".join(f"{name} ({self.ranking[name]:.1f} dB)" for name in step.kept[:3] if name in self.ranking)
+            more = f", {len(step.kept) - 3} more" if len(step.kept) > 3 else ""
+            lines.append(
+                f"{index:4}  {step.kept_in_all:8}  {step.miou * 100:9.2f}  {step.drop:5.2f}   {step.bought:6.2f}   "
+                f"{times[0]}  {times[1]}  {times[2]}   {put}{more}".rstrip()
+            )
+        lines.append(f"{'written' if self else 'NOT written'}; {self.speed_note}; ship {self.ship}")
+        return "\n".join(lines)
+
+
+def gated_int8(
+    source: Path,
+    out: Path,
+    frames: Frames,
+    target: Target,
+    method: Method,
+    evaluation: Dataset,
+    max_miou_drop: float = MAX_MIOU_DROP,
+    speed: bool = True,
+    runner: Runner | None = None,
+    say: Say | None = None,
+) -> GateReport:
+    """Quantise, score source and result as deployed, and write the result when it keeps to the gates.
+
+    When it loses too much, layers are ranked by what int8 does to the logits, and the worst are put back to float until
+    it holds: four one by one, then 2, 4, 8, ... at a time, so that a large network takes ten steps.
+
+    Args:
+        source: An fp32 ONNX file of ours.
+        out: The file to write.
+        frames: For calibration.
+        target: Who is to run it.
+        method: How ranges are chosen.
+        evaluation: Labelled set.
+        max_miou_drop: Points of mIoU that it may lose.
+        speed: Whether it must be faster than its source, where the target runs here.
+        runner: Scores and times; a DeployRunner by default.
+        say: Called with a line on what is going on.
+
+    Returns:
+        What was done. It is false when the file is no faster than its source: then it was not written, and `ship`
+        names the source.
+
+    Raises:
+        UsageError: `max_miou_drop` is negative or no number.
+        DataError: The labelled set has no labelled pixel, or a picture cannot be read.
+        ModelError: The source or the labels do not fit.
+        ExportError: Not even the last layer in int8 keeps to the accuracy.
+        OSError: The result cannot be written.
+    """
+    if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
+        raise UsageError(f"{max_miou_drop} points of mIoU; expected a number from 0")
+    _, spec = load_source(source)
+    runner = runner or DeployRunner(spec, evaluation, target)
+    say = say or (lambda line: None)
+    source_miou = runner.miou(source)
+    if math.isnan(source_miou):
+        raise DataError("the labelled set of the gate has no labelled pixel; mIoU cannot be compared")
+    say(f"calibrating on {len(frames)} frames, {method}")
+    calibrated = calibrate(source, frames, method)
+    with tempfile.TemporaryDirectory(prefix="lfd-gate-") as folder:
+        search = _Search(calibrated, target, runner, source, source_miou, Path(folder) / "int8.onnx", speed, say)
+        while search.steps[-1].drop > max_miou_drop:
+            search.put_back(max_miou_drop)
+        last = search.steps[-1]
+        faster, note = _speed(last, target, speed)
+        ship = out.name if faster is not False else source.name
+        found = GateReport(
+            source.name, out.name, report(calibrated, target, search.kept), max_miou_drop, source_miou,
+            tuple(search.steps), search.ranking, True, faster, note, ship,
+        )  # fmt: skip
+        if found:
+            with replacing(out) as aside:
+                shutil.copyfile(search.path, aside)
+    return found
+
+
+def _speed(step: Step, target: Target, wanted: bool) -> tuple[bool | None, str]:
+    """Return whether a file is faster than its source, and a sentence on it."""
+    if step.source_ms is None or step.int8_ms is None:
+        why = "not asked for" if not wanted else f"{target} does not run here; measure it there before it ships"
+        return None, f"speed not measured: {why}"
+    ratio = step.source_ms / step.int8_ms
+    if ratio > 1:
+        return True, f"{ratio:.2f} times faster than its source"
+    return False, f"{1 / ratio:.2f} times SLOWER than its source"
+
+
+class _Search:
+    """The files tried so far. The last one lies at `path`."""
+
+    def __init__(
+        self,
+        calibrated: Calibrated,
+        target: Target,
+        runner: Runner,
+        source: Path,
+        source_miou: float,
+        path: Path,
+        speed: bool,
+        say: Say,
+    ) -> None:
+        self.calibrated, self.target, self.runner = calibrated, target, runner
+        self.source, self.source_miou, self.path, self.speed, self.say = source, source_miou, path, speed, say
+        self.kept: list[str] = []
+        self.steps: list[Step] = []
+        self.ranking: dict[str, float] = {}
+        self._try(())
+
+    def put_back(self, max_miou_drop: float) -> None:
+        """Put the next worst layers back to float and try again.
+
+        Raises:
+            ExportError: No layer is left in int8.
+        """
+        if not self.ranking:
+            self.say(f"{self.steps[0].drop:.2f} points lost, {max_miou_drop:g} allowed: ranking the layers")
+            self.ranking = rank_layers(self.calibrated, self.calibrated.frames.some(RANK_FRAMES))
+        number = len(self.steps)
+        size = 1 if number <= SINGLE_STEPS else 2 ** (number - SINGLE_STEPS)
+        left = [name for name in self.ranking if name not in self.kept]
+        if len(left) <= size:  # a file without anything in int8 is no int8 file
+            size = len(left) - 1
+        if size < 1:
+            best = max(self.steps, key=lambda step: step.miou)
+            raise ExportError(
+                f"int8 loses {best.drop:.2f} points of mIoU at best, with {best.kept_in_all} of {len(self.ranking)} "
+                f"layers in float, and {max_miou_drop:g} are allowed; nothing was written. Fix: ship "
+                f"{self.source.name} or its fp16, calibrate by another method or on more frames, or allow more"
+            )
+        self._try(left[:size])
+
+    def _try(self, names: Sequence[str]) -> None:
+        self.kept += names
+        save_checked(build(self.calibrated, self.target, self.kept), self.path)
+        miou = self.runner.miou(self.path)
+        times = self.runner.latency_ms(self.source, self.path) if self.speed else None
+        before = self.steps[-1] if self.steps else None
+        bought = (miou - before.miou) * 100 if before else 0.0
+        cost = times[1] - before.int8_ms if before and before.int8_ms is not None and times else None
+        drop = round((self.source_miou - miou) * 100, 9)  # 0.60 - 0.59 is one point, and not a hair more
+        source_ms, int8_ms = times or (None, None)
+        self.steps.append(Step(tuple(names), len(self.kept), miou, drop, bought, source_ms, int8_ms, cost))
+        self.say(f"{len(self.kept)} layers in float: mIoU {miou:.2%}, {drop:.2f} points lost")
