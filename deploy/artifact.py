@@ -15,6 +15,9 @@ from lfd.files import to_json
 from lfd.spec import MAX_JSON_BYTES, METADATA_KEY, ModelSpec, Scalar
 
 ENGINE_SCHEMA = 1
+PRECISION_KEY = "lfd_precision"
+"""Metadata key of an .onnx file that says `fp32`, `fp16` or `int8`; without it a file is fp32."""
+
 AMPERE = (8, 0)
 
 MAX_MODEL_BYTES = 2 << 30

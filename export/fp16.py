@@ -14,9 +14,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from deploy.artifact import check_model_file, read_spec
+from deploy.artifact import PRECISION_KEY, check_model_file, read_spec
 from export.int8_graph import CORE, PAIR, Graph, drop_unused, prepare, replace_nodes
-from export.trt_graph import PRECISION_KEY
 from lfd.data import Dataset
 from lfd.errors import ExportError, ModelError
 from lfd.files import replacing

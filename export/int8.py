@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from deploy.artifact import PRECISION_KEY
 from deploy.session import INT8_TARGET_KEY
 from export.calibration import CALIBRATION_KEY, Frames
 from export.fp16 import halve, load_source, save_checked, set_metadata
@@ -28,7 +29,6 @@ from export.int8_check import check_trt_structure
 from export.int8_graph import BESIDE, CORE, Graph, prepare
 from export.int8_insert import insert_pairs
 from export.int8_ranges import Method, Ranges, measure
-from export.trt_graph import PRECISION_KEY
 from lfd.errors import ExportError, UsageError, require
 
 Target = Literal["trt", "ort", "openvino"]

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.artifact import check_model_file, read_spec
+from deploy.artifact import PRECISION_KEY, check_model_file, read_spec
 from lfd.errors import ExportError, ModelError, require
 from lfd.spec import ModelSpec
 
-PRECISION_KEY = "lfd_precision"
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 PASSES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
 """Nodes between a weight and its convolution that leave its type as it is."""

@@ -9,12 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.artifact import BuildInfo, read_spec, sha256
+from deploy.artifact import PRECISION_KEY, BuildInfo, read_spec, sha256
 from lfd.errors import ModelError, UsageError, require
 from lfd.preprocess import Image
 from lfd.spec import METADATA_KEY
 
-PRECISION_KEY = "lfd_precision"
 PRECISIONS = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "fp32"}
 """OpenVINO's names to ours, the lowest first."""
 ARITHMETIC = ("Convolution", "Deconvolution", "MatMul", "FullyConnected")

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from deploy.artifact import BuildInfo, read_spec, sha256
+from deploy.artifact import PRECISION_KEY, BuildInfo, read_spec, sha256
 from lfd.errors import ModelError, require
 from lfd.preprocess import Image
 
@@ -47,7 +47,7 @@ class OrtSession:
         self.spec = read_spec(metadata, path)
         self.build = BuildInfo(
             backend=f"onnxruntime {PROVIDER}",
-            precision=metadata.get("lfd_precision", "fp32"),
+            precision=metadata.get(PRECISION_KEY, "fp32"),
             onnx_sha256=sha256(path),
             versions={"onnxruntime": ort.__version__},
             device=platform.processor() or platform.machine(),
