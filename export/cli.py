@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,24 +238,6 @@ def int8_command(
         raise ExportError(f"{out} was not written: it is {found.speed_note}. Fix: ship {source}, or --no-speed")
 
 
-class _BuildLine:
-    """Shows a build: on a terminal one line that changes, in a log a line for each phase."""
-
-    def __init__(self) -> None:
-        self._phase, self._tty = "", sys.stderr.isatty()
-
-    def __call__(self, state: Any) -> None:
-        if self._tty:
-            click.echo(f"\r\x1b[K{state}", err=True, nl=False)
-        elif state.phase != self._phase or state.stopping:
-            click.echo(str(state), err=True)
-        self._phase = state.phase
-
-    def end(self) -> None:
-        if self._tty:
-            click.echo("\r\x1b[K", err=True, nl=False)
-
-
 @main.command("trt")
 @click.argument("onnx", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help=".engine or .plan.")
@@ -284,6 +265,7 @@ def trt_command(onnx: Path, out: Path, batch: str | None, overwrite: bool, **opt
     Triton load as it is, lies a .json with the model's classes and input, and what it was built for.
     """
     from deploy.artifact import engine_info_path  # noqa: PLC0415
+    from export.build_line import BuildLine  # noqa: PLC0415
     from export.to_trt import TrtOptions, build_engine, trtexec_line  # noqa: PLC0415
     from export.trt_graph import read_request  # noqa: PLC0415
     from export.trt_options import parse_batch  # noqa: PLC0415
@@ -293,7 +275,7 @@ def trt_command(onnx: Path, out: Path, batch: str | None, overwrite: bool, **opt
         check_free(path, overwrite)
     request = read_request(onnx)
     click.echo(trtexec_line(request, out, wanted))  # before the build: useful where TensorRT is not installed, too
-    line = _BuildLine()
+    line = BuildLine()
     try:
         report = build_engine(request, out, wanted, line)
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.artifact import PRECISION_KEY, BuildInfo, read_spec, sha256
+from deploy.backends.contract import Form, check_batch, check_graph
 from lfd.errors import ModelError, UsageError, require
 from lfd.preprocess import Image
 from lfd.spec import METADATA_KEY
@@ -53,7 +54,7 @@ class OpenVinoSession:
             if model.has_rt_info(["framework", key])
         }
         self.spec = read_spec(metadata, path)
-        self._batch = self._check(path, model.inputs, model.outputs)
+        self._batch = check_graph(path, self.spec, [_form(i) for i in model.inputs], [_form(o) for o in model.outputs])
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UsageError("this processor has no bf16, and OpenVINO would take f32. Fix: take the backend openvino")
@@ -82,24 +83,6 @@ class OpenVinoSession:
             device=core.get_property("CPU", "FULL_DEVICE_NAME"),
         )
 
-    def _check(self, path: Path, inputs: list[Any], outputs: list[Any]) -> int | None:
-        """Hold the graph against the specification; return its batch, None for an open one."""
-        wanted = [*self.spec.preprocess.size_hw, 3]
-        if len(inputs) != 1 or len(outputs) != 1 or _form(inputs[0])[0] != "u8":
-            raise ModelError(f"{path}: its graph does not take one uint8 frame. Fix: write it with lfd-export onnx")
-        (_, taken), (kind, given) = _form(inputs[0]), _form(outputs[0])
-        if taken[1:] != wanted:
-            raise ModelError(f"{path}: takes {taken[1:]}, but its ModelSpec says {wanted}. Fix: export again")
-        if (kind, len(given)) != {"class_map": ("u8", 3), "logits": ("f32", 4)}[self.spec.output]:
-            raise ModelError(
-                f"{path}: gives {kind} {given}, but its ModelSpec says {self.spec.output}. Fix: export again"
-            )
-        if self.spec.output == "logits" and given[1] != len(self.spec.labels):
-            raise ModelError(
-                f"{path}: gives {given[1]} classes, but its ModelSpec names {len(self.spec.labels)}. Fix: export again"
-            )
-        return taken[0]
-
     def _ran(self) -> str | None:
         """Return the lowest precision in which the compiled network multiplies; None when it does not."""
         infos = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ops()]
@@ -108,9 +91,7 @@ class OpenVinoSession:
 
     def run(self, batch: Image) -> NDArray[Any]:
         """Run the model; see `deploy.session.InferenceSession.run`. Neither input nor output is copied."""
-        wanted = (*self.spec.preprocess.size_hw, 3)
-        if batch.shape[1:] != wanted or self._batch not in (None, len(batch)):
-            raise ModelError(f"a batch of shape {batch.shape}; this model takes ({self._batch}, {wanted})")
+        check_batch(batch, self.spec, self._batch)
         if batch.dtype != np.uint8:  # OpenVINO would convert it, and wrap what is out of range
             raise ModelError(f"a batch of {batch.dtype}; this model takes uint8")
         try:
@@ -132,7 +113,7 @@ class OpenVinoSession:
         self.close()
 
 
-def _form(port: Any) -> tuple[str, list[int | None]]:
+def _form(port: Any) -> Form:
     """Return the type of an input or output, in OpenVINO's word, and its shape; None for an open side."""
     kind: str = port.get_element_type().get_type_name()
     if (shape := port.get_partial_shape()).rank.is_dynamic:

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from deploy.artifact import PRECISION_KEY, BuildInfo, read_spec, sha256
+from deploy.backends.contract import Form, check_batch, check_graph
 from lfd.errors import ModelError, require
 from lfd.preprocess import Image
 
@@ -53,29 +54,12 @@ class OrtSession:
             device=platform.processor() or platform.machine(),
         )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        wanted = (*self.spec.preprocess.size_hw, 3)
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(uint8)":
-            raise ModelError(f"{path}: its graph does not take one uint8 frame. Fix: write it with lfd-export onnx")
-        if tuple(inputs[0].shape[1:]) != wanted:
-            raise ModelError(f"{path}: takes {inputs[0].shape[1:]}, but its ModelSpec says {wanted}. Fix: export again")
-        form = {"class_map": ("tensor(uint8)", 3), "logits": ("tensor(float)", 4)}[self.spec.output]
-        if (outputs[0].type, len(outputs[0].shape)) != form:
-            raise ModelError(
-                f"{path}: gives {outputs[0].type} {outputs[0].shape}, but its ModelSpec says {self.spec.output}. "
-                "Fix: export again"
-            )
-        if self.spec.output == "logits" and outputs[0].shape[1] != len(self.spec.labels):
-            raise ModelError(
-                f"{path}: gives {outputs[0].shape[1]} classes, but its ModelSpec names {len(self.spec.labels)}. "
-                "Fix: export again"
-            )
-        self._input, self._batch = inputs[0].name, inputs[0].shape[0]
+        self._batch = check_graph(path, self.spec, [_form(i) for i in inputs], [_form(o) for o in outputs])
+        self._input = inputs[0].name
 
     def run(self, batch: Image) -> NDArray[Any]:
         """Run the model; see `deploy.session.InferenceSession.run`."""
-        wanted = (*self.spec.preprocess.size_hw, 3)
-        if batch.shape[1:] != wanted or (isinstance(self._batch, int) and len(batch) != self._batch):
-            raise ModelError(f"a batch of shape {batch.shape}; this model takes ({self._batch}, {wanted})")
+        check_batch(batch, self.spec, self._batch)
         try:
             out: NDArray[Any] = self._session.run(None, {self._input: batch})[0]
         except Exception as error:  # pybind maps no common base
@@ -93,3 +77,9 @@ class OrtSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _form(value: Any) -> Form:
+    """Return type and shape of an input or output; an open dimension has a name here."""
+    kind = {"tensor(uint8)": "u8", "tensor(float)": "f32"}.get(value.type, value.type)
+    return kind, [side if isinstance(side, int) else None for side in value.shape]
