@@ -1,9 +1,10 @@
-"""What LFD costs over plain KD, and what loading costs over a batch held in memory.
+"""What a step of every distiller costs beside one of plain KD, and what loading costs over a batch held in memory.
 
     python -m benchmarks.training_cost [--device cpu|cuda] [--crop 256x512] [--batch 4] [--rounds 7] [--out FILE.json]
 
-Each variant trains in a process of its own, which takes steps in turn with the others, so that all see
-the same state of the machine; a ratio is of the medians of one step's time. Processor time stands beside
+Each variant trains in a process of its own, which takes steps in turn with the others of its group, so that
+all see the same state of the machine. Each group has KD in it, and a ratio is to that: of the medians of one
+step's time. Processor time stands beside
 the clock's, for machines that others use too. Memory is the process's
 peak over what it had before the networks were made; on CUDA the allocator's own peak.
 """
@@ -32,6 +33,7 @@ from lfd.distiller import Distiller, Teacher
 from lfd.files import write_json
 from lfd.job import AMP, Job
 from lfd.loader import Batch, Cached, MicroBatches, TrainStream, batches
+from lfd.methods import METHODS, plan
 from lfd.models import create_model
 from lfd.normalize import Predictor
 from lfd.recipe import from_mapping
@@ -43,10 +45,14 @@ FAST_STUDENT = "lraspp_mobilenet_v3_small"
 """The network that learns fastest here, which loading delays most."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "kd": ("kd", {}),
+    **{name: (name, {}) for name in METHODS if name not in ("kd", "lfd")},
     "lfd, aux_resolution feature": ("lfd", {"lfd": {"aux_resolution": "feature", "kl_start": 0.0}}),
     "lfd, aux_resolution full": ("lfd", {"lfd": {"aux_resolution": "full", "kl_start": 0.0}}),
 }
+"""Name to method and options."""
+
+GROUP = 4
+"""Variants that are measured beside KD at a time: what fits into memory."""
 
 
 def make_job(config: Config, device: torch.device, crop: tuple[int, int]) -> Job:
@@ -61,8 +67,8 @@ def make_job(config: Config, device: torch.device, crop: tuple[int, int]) -> Job
     if config.distill.method != "none":
         network = create_model(TEACHER, classes)[0].to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         teacher = Teacher(network, preprocess, AMP[config.train.amp])
-    distiller = Distiller(student, preprocess, classes, config.distill.method, {}, teacher, "", config.loss).to(device)
-    distiller.train()
+    chosen = plan(config.distill.method, options=config.loss)
+    distiller = Distiller(student, preprocess, classes, chosen, teacher).to(device).train()
     predictor = Predictor(student, preprocess, device)
     spec = ModelSpec(config.train.model, data.labels, preprocess)
     stream = TrainStream(data, config.data, preprocess, 0)
@@ -144,23 +150,25 @@ def main() -> None:
     def job(config: Config, size: tuple[int, int], held: bool) -> Callable[[Connection], None]:
         return lambda pipe: serve(pipe, config, args.device, size, held)
 
-    methods = {
-        name: job(configuration(STUDENT, args.batch, args.amp, *variant), crop, True)
-        for name, variant in VARIANTS.items()
-    }
-    cost = in_turns(methods, args.rounds, 1)
-    kd = cost["kd"]
-    for result in cost.values():
-        result["time_over_kd"] = result["median_s"] / kd["median_s"]
-        result["cpu_over_kd"] = result["median_cpu_s"] / kd["median_cpu_s"]
-        result["peak_over_kd"] = result["peak_bytes"] / kd["peak_bytes"]
-    for name, result in cost.items():
-        print(
-            f"{name:<30} {result['median_s'] * 1e3:8.1f} ms  x{result['time_over_kd']:.3f}  "
-            f"(processor time x{result['cpu_over_kd']:.3f})   "
-            f"{result['peak_bytes'] / 2**20:7.0f} MiB  x{result['peak_over_kd']:.3f}",
-            flush=True,
-        )
+    def step(method: str, options: dict[str, Any]) -> Callable[[Connection], None]:
+        return job(configuration(STUDENT, args.batch, args.amp, method, options), crop, True)
+
+    names, cost = list(VARIANTS), dict[str, dict[str, Any]]()
+    for first in range(0, len(names), GROUP):
+        group = {name: step(*VARIANTS[name]) for name in names[first : first + GROUP]}
+        found = in_turns({"kd": step("kd", {}), **group}, args.rounds, 1)
+        kd = found["kd"]
+        for name, result in found.items():
+            result["time_over_kd"] = result["median_s"] / kd["median_s"]
+            result["cpu_over_kd"] = result["median_cpu_s"] / kd["median_cpu_s"]
+            result["peak_over_kd"] = result["peak_bytes"] / kd["peak_bytes"]
+            print(
+                f"{name:<30} {result['median_s'] * 1e3:8.1f} ms  x{result['time_over_kd']:.3f}  "
+                f"(processor time x{result['cpu_over_kd']:.3f})   "
+                f"{result['peak_bytes'] / 2**20:7.0f} MiB  x{result['peak_over_kd']:.3f}",
+                flush=True,
+            )
+        cost |= {name if name != "kd" else f"kd, group {first // GROUP + 1}": found[name] for name in found}
     small = (180, 240)
     plain = configuration(FAST_STUDENT, 8, "off", "none", {})
     turns = in_turns({"held": job(plain, small, True), "loaded": job(plain, small, False)}, args.rounds, 10)
@@ -169,19 +177,12 @@ def main() -> None:
         f"loading: a step takes x{ratio:.3f} (processor time x{busy:.3f}) of one with the batch held in memory "
         f"({FAST_STUDENT}, 8 of 180x240)"
     )
-    loading = {
-        "student": FAST_STUDENT,
-        "size_hw": small,
-        "batch": 8,
-        "loaded_over_held": ratio,
-        "cpu_loaded_over_held": busy,
-        **turns,
-    }
+    loading = {"student": FAST_STUDENT, "size_hw": small, "batch": 8, "loaded_over_held": ratio}
     if args.out:
         write_json(
             args.out,
             {
-                "what": "one training step: LFD against KD, and with loading against a batch held in memory",
+                "what": "one training step: each distiller beside KD, and loading beside a batch held in memory",
                 "teacher": TEACHER,
                 "student": STUDENT,
                 "crop_hw": crop,
@@ -190,13 +191,7 @@ def main() -> None:
                 "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
                 "torch": torch.__version__,
                 "methods": cost,
-                "loading": {
-                    "student": FAST_STUDENT,
-                    "size_hw": small,
-                    "batch": 8,
-                    **loading,
-                    "loaded_over_held": ratio,
-                },
+                "loading": {**loading, "cpu_loaded_over_held": busy, **turns},
                 "environment": asdict(Environment.here(0)),
             },
         )

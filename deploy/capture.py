@@ -9,6 +9,7 @@ import threading
 import cv2
 import numpy as np
 
+from lfd.data.film import silence_ffmpeg
 from lfd.preprocess import Image
 
 CAMERA_TIMEOUT_S = 5
@@ -16,7 +17,7 @@ CAMERA_TIMEOUT_S = 5
 
 def silence_opencv() -> None:
     """Keep OpenCV and FFmpeg from writing to stderr: a source's errors say it in one line."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    silence_ffmpeg()
     # V4L2 knows no READ_TIMEOUT property; by itself it waits 10 s for a camera that has gone silent.
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(CAMERA_TIMEOUT_S))
     if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):

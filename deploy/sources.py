@@ -18,10 +18,11 @@ import cv2
 from deploy.capture import CAMERA_TIMEOUT_S, Capture, silence_opencv
 from deploy.frames import Frame, FrameSource, VideoInfo
 from lfd.data.base import read_picture
+from lfd.data.film import ends_early
+from lfd.data.frames import PICTURES, natural
 from lfd.errors import DataError, SourceError, UsageError, unknown
 from lfd.preprocess import Image
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 STREET_FRAMES = 250
 
 _DEVICE = re.compile(r"(?:v4l2://)?/dev/video(\d+)|(\d+)")
@@ -71,15 +72,7 @@ class FilmSource:
         self._check_end(index, position_ms)
 
     def _check_end(self, frames: int, position_ms: float) -> None:
-        """Tell a film that was cut from one whose header only estimates the number of frames.
-
-        FFmpeg ends both without an error. Containers without a count give duration x mean rate, which
-        is wrong for a film of changing rate; so that both the count and the clock must fall short.
-        """
-        if not self._declared or not self.info.fps or self._capture.closed:
-            return
-        duration_ms = 1e3 * self._declared / self.info.fps
-        if frames < 0.95 * self._declared - 1 and position_ms < 0.95 * duration_ms - 2e3 / self.info.fps:
+        if not self._capture.closed and ends_early(frames, self._declared, self.info.fps, position_ms):
             raise SourceError(
                 f"{self._path}: ends after frame {frames} of {self._declared}: it was cut or is damaged. "
                 f"Fix: copy it again, or take what is there with --max-frames {frames}"
@@ -164,7 +157,7 @@ class PictureSource:
             wanted = "for this name or pattern"
         if not found:
             raise SourceError(f"{text}: no pictures {wanted}; expected {', '.join(PICTURES)}")
-        self._paths = sorted(found, key=_natural)
+        self._paths = sorted(found, key=natural)
         first = self._read(self._paths[0])
         self.info = VideoInfo((first.shape[1], first.shape[0]), 0.0, len(self._paths), False)
         self._closed = False
@@ -229,11 +222,6 @@ class StreetSource:
     def close(self) -> None:
         """End the iteration, also one that waits."""
         self._closed.set()
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """Return a sort key by which frame2 comes before frame10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path)) if part]
 
 
 SOURCES: dict[str, Callable[[str], FrameSource]] = {

@@ -14,19 +14,23 @@ A run directory holds
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from lfd.errors import CheckpointError, ModelError, UsageError
+from lfd.errors import CheckpointError, ModelError, UsageError, unknown
 from lfd.models import cirkd, create_model
-from lfd.spec import METADATA_KEY, Labels, ModelSpec
+from lfd.models.external_outputs import check_input_size
+from lfd.spec import METADATA_KEY, Labels, ModelSpec, Preprocess
 from lfd.weights import fill, read_safetensors, read_tensors, save_tensors
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "resume.pt"
 
+_WRAPPERS = ("module.", "model.", "network.")
+"""What trainers put before every key."""
 
 CONTENTS = ("config.toml", MODEL_FILE, STATE_FILE, "metrics.jsonl", "tensorboard", "predictions.png")
 
@@ -102,7 +106,10 @@ def load_model(path: Path, adopt: tuple[Labels, tuple[int, int]] | None = None) 
         return _adopt(file, adopt)
     state, metadata = read_safetensors(file)
     if METADATA_KEY not in metadata:
-        raise CheckpointError(f"{file}: has no ModelSpec in its metadata; expected a file written by lfd-train")
+        raise CheckpointError(
+            f"{file}: has no ModelSpec in its metadata; expected a file written by lfd-train. "
+            "Fix: `lfd-train import FILE --model NAME` makes one"
+        )
     try:
         spec = ModelSpec.from_json(metadata[METADATA_KEY], str(file))
     except ModelError as error:
@@ -110,7 +117,7 @@ def load_model(path: Path, adopt: tuple[Labels, tuple[int, int]] | None = None) 
     try:
         model, _ = create_model(spec.model, len(spec.labels))
     except UsageError as error:
-        raise CheckpointError(f"{file}: its ModelSpec names a network that is not here: {error}") from error
+        raise CheckpointError(f"{file}: its network cannot be built here: {error}") from error
     fill(model, state, str(file))
     return model.eval(), spec
 
@@ -121,7 +128,8 @@ def _adopt(file: Path, given: tuple[Labels, tuple[int, int]] | None) -> tuple[nn
     if cirkd.recognise(state) is None:
         raise CheckpointError(
             f"{file}: has weights but no ModelSpec (classes, input), and is not of the CIRKD family, whose "
-            f"DeepLabV3 and PSPNet are known by their keys; expected a run of lfd-train or its {MODEL_FILE}"
+            f"DeepLabV3 and PSPNet are known by their keys; expected a run of lfd-train or its {MODEL_FILE}. "
+            "Fix: `lfd-train import FILE --model NAME` makes one of any network's state_dict"
         )
     if given is None:
         raise CheckpointError(
@@ -135,3 +143,77 @@ def _adopt(file: Path, given: tuple[Labels, tuple[int, int]] | None) -> tuple[nn
             f"{file}: has {num_classes} classes, the data set {len(labels)}; expected a checkpoint of that data set"
         )
     return model, ModelSpec(name, labels, cirkd.preprocess(size_hw), provenance={"weights": "cirkd"})
+
+
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""Mean and deviation of RGB in [0, 1], by the names that networks' authors use; `caffe` is the CIRKD family's BGR."""
+
+
+def parse_normalize(text: str, size_hw: tuple[int, int]) -> Preprocess:
+    """Read how a network's authors prepared its input.
+
+    Args:
+        text: A name in NORMALIZATIONS, `caffe` (BGR, its mean subtracted, not divided), or mean and deviation of RGB
+            in [0, 1] as `M,M,M/S,S,S`.
+        size_hw: Input size.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    if text == "caffe":
+        return cirkd.preprocess(size_hw)
+    if text in NORMALIZATIONS:
+        return Preprocess(size_hw, *NORMALIZATIONS[text])
+    if "/" not in text:
+        raise unknown("normalization", text, ["caffe", *NORMALIZATIONS, "M,M,M/S,S,S"])
+    try:
+        (m0, m1, m2), (s0, s1, s2) = ([float(part) for part in half.split(",")] for half in text.split("/"))
+        found = Preprocess(size_hw, (m0, m1, m2), (s0, s1, s2))
+    except (ValueError, ModelError) as error:
+        raise UsageError(
+            f"normalization {text!r}; expected three means and three positive deviations of RGB, such as "
+            "0.485,0.456,0.406/0.229,0.224,0.225"
+        ) from error
+    if max(*found.mean, *found.std) > 1:
+        raise UsageError(f"normalization {text!r}; expected values for pixels in [0, 1]. Fix: divide them by 255")
+    return found
+
+
+def import_weights(path: Path, name: str, labels: Labels, preprocess: Preprocess) -> tuple[nn.Module, ModelSpec]:
+    """Make a model of a bare state_dict.
+
+    Args:
+        path: A .pth or .safetensors.
+        name: The network, as `lfd.models.create_model` takes it.
+        labels: The classes it knows.
+        preprocess: Its input.
+
+    Returns:
+        The network in evaluation mode, and its specification.
+
+    Raises:
+        CheckpointError: The file is missing or broken, or a tensor is missing, too much, or of another shape.
+        UsageError: There is no such network, it does not take that size, or the file has a specification already.
+    """
+    if path.suffix == ".safetensors" and METADATA_KEY in read_safetensors(path)[1]:
+        raise UsageError(f"{path}: knows its classes and input already; use it as it is")
+    state = read_tensors(path)
+    model, _ = create_model(name, len(labels))
+    check_input_size(model, preprocess.size_hw)
+    try:
+        fill(model, _strip(state, model.state_dict()), str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, as {name} of {len(labels)} classes") from error
+    return model.eval(), ModelSpec(name, labels, preprocess, provenance={"weights": "import"})
+
+
+def _strip(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Take off what trainers put around a network: a prefix that every key has, and the network's own have not."""
+    for prefix in _WRAPPERS * 2:  # a trainer's module around DistributedDataParallel's
+        if all(key.startswith(prefix) for key in state) and not all(key.startswith(prefix) for key in wanted):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state

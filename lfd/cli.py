@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import click
 
 from lfd.console import Group, guarded
+from lfd.data_cli import check_data_command, fetch_checkpoint
 from lfd.errors import UsageError, require, unknown
 from lfd.files import check_free
+from lfd.model_cli import import_checkpoint, input_size, inspect_command, need
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,6 +23,7 @@ def _run_options(command: F) -> F:
     """Add the options that `teacher` and `distill` share."""
     options = [
         click.option("--data", metavar="NAME:PATH", help="Data set, such as camvid:PATH or street:."),
+        click.option("--val", metavar="NAME:PATH", help="Labelled set that is scored, in place of --data's val split."),
         click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Run directory."),
         click.option("--recipe", help="Recipe: a name, or a TOML file.  [default: default]"),
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value."),
@@ -40,14 +43,9 @@ def _run_options(command: F) -> F:
     return command
 
 
-def _need() -> None:
-    """Say which extra is missing, before an import fails somewhere inside."""
-    for module in ("cv2", "torch", "torchvision", "safetensors", "tomli_w", "rich", "tensorboard"):
-        require(module, "train")
-
-
 _KEYS = {
     "data": "data.source",
+    "val": "data.val",
     "size": "data.size",
     "weights": "train.weights",
     "steps": "train.steps",
@@ -72,10 +70,11 @@ def _start(
     **given: Any,
 ) -> None:
     """Put the configuration together and train; `default_method` is taken where neither option nor recipe says one."""
-    _need()
+    need()
     from rich.console import Console  # noqa: PLC0415  torch and rich: not for --help
 
     from lfd.checkpoint import MODEL_FILE, STATE_FILE  # noqa: PLC0415
+    from lfd.models import external  # noqa: PLC0415
     from lfd.recipe import apply_set, from_mapping, put, read_recipe  # noqa: PLC0415
     from lfd.trainer import train  # noqa: PLC0415
 
@@ -99,6 +98,8 @@ def _start(
                 raise UsageError(f"{_KEYS[option]} is given twice, as an option and by --set; leave one away")
             put(record, tuple(_KEYS[option].split(".")), value)
     config = from_mapping(record)
+    for name in (given.get("model"), apply_set({}, assignments).get("train", {}).get("model")):
+        external.trust(name)  # typed here, and not by a recipe
     _check_names(config, bool(default_method))
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
     best = train(config, out, resume, overwrite, console)
@@ -107,19 +108,17 @@ def _start(
 
 def _check_names(config: Any, distilling: bool) -> None:
     """Refuse a configuration without data, teacher or network, or with one that is not there."""
-    from lfd.losses import METHODS  # noqa: PLC0415
-    from lfd.models import MODELS  # noqa: PLC0415
+    from lfd.methods import find_method  # noqa: PLC0415
+    from lfd.models import check_name  # noqa: PLC0415
 
     if not config.data.source:
         raise UsageError("no data set; give --data NAME:PATH, such as --data street:")
     if distilling and not config.distill.teacher:
         raise UsageError("no teacher; give --teacher RUN, a run of `lfd-train teacher`")
-    if config.distill.method not in METHODS:
-        raise unknown("method", config.distill.method, METHODS)
+    find_method(config.distill.method)
     if not config.train.model:
         raise UsageError("no model; give --model or --student NAME, as `lfd-train list models` shows them")
-    if config.train.model not in MODELS:
-        raise unknown("model", config.train.model, MODELS)
+    check_name(config.train.model)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -160,7 +159,7 @@ def distill(**options: Any) -> None:
 @guarded
 def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: bool) -> None:
     """Score a run, its model.safetensors, or a checkpoint of the CIRKD family: mIoU and IoU a class, as deployed."""
-    _need()
+    need()
     import dataclasses  # noqa: PLC0415
     import math  # noqa: PLC0415
 
@@ -173,7 +172,7 @@ def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: b
     from lfd.normalize import Predictor  # noqa: PLC0415
 
     dataset = open_dataset(data, "test")
-    model, spec = load_model(run, (dataset.labels, _input_size(dataset, size)))
+    model, spec = load_model(run, (dataset.labels, input_size(dataset, size)))
     check_labels(spec.labels, dataset.labels, f"the data set {data}")
     preprocess = dataclasses.replace(spec.preprocess, size_hw=parse_size(size)) if size else spec.preprocess
     where = pick_device(device)
@@ -207,7 +206,7 @@ def explain_run(
     run: Path, data: str, teacher: str | None, out: Path | None, count: int, overwrite: bool, device: str
 ) -> None:
     """Show what LFD's masks do: which pixels the student is made to heed, and how the class weights went."""
-    _need()
+    need()
     require("matplotlib", "train")
     from lfd.checkpoint import model_file  # noqa: PLC0415
     from lfd.explain import explain  # noqa: PLC0415
@@ -224,38 +223,10 @@ def explain_run(
         )
 
 
-@main.command("import")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", required=True, metavar="NAME:PATH", help="Data set whose classes it knows.")
-@click.option("--size", metavar="HxW", help="Its input size.  [default: of the data set's first picture]")
-@click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A .safetensors.")
-@click.option("--overwrite", is_flag=True, help="Replace --out.")
-@guarded
-def import_checkpoint(checkpoint: Path, data: str, size: str | None, out: Path, overwrite: bool) -> None:
-    """Make a DeepLabV3 or PSPNet checkpoint of the CIRKD family a model that knows its classes and input."""
-    _need()
-    from lfd.checkpoint import load_model, save_model  # noqa: PLC0415
-    from lfd.data import open_dataset  # noqa: PLC0415
-
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out}; expected a name that ends in .safetensors")
-    check_free(out, overwrite)
-    if checkpoint.is_dir() or checkpoint.suffix == ".safetensors":
-        raise UsageError(f"{checkpoint}: knows its classes and input already; use it as it is")
-    dataset = open_dataset(data, "val")
-    model, spec = load_model(checkpoint, (dataset.labels, _input_size(dataset, size)))
-    save_model(out, model, spec)
-    height, width = spec.preprocess.size_hw
-    click.echo(f"written  {out}: {spec.model}, {len(spec.labels)} classes, input {height}x{width}, BGR less its mean")
-    click.echo(f"score it with: lfd-train eval {out} --data {data}")
-
-
-def _input_size(dataset: Any, size: str | None) -> tuple[int, int]:
-    """Return the size given, or that of the first picture."""
-    from lfd.console import parse_size  # noqa: PLC0415
-
-    height, width = parse_size(size) if size else dataset[0].image.shape[:2]
-    return height, width
+main.add_command(check_data_command)
+main.add_command(fetch_checkpoint)
+main.add_command(import_checkpoint)
+main.add_command(inspect_command)
 
 
 @main.command("list")
@@ -266,18 +237,18 @@ def list_names(kind: str) -> None:
     kinds = ("methods", "models", "datasets", "recipes")
     if kind not in kinds:
         raise unknown("list", kind, kinds)
-    _need()
-    from lfd.data import DATASETS  # noqa: PLC0415
-    from lfd.losses import METHODS  # noqa: PLC0415
-    from lfd.models import MODELS  # noqa: PLC0415
+    need()
+    from lfd.data import DATASETS, UNLABELLED  # noqa: PLC0415
+    from lfd.methods import METHODS  # noqa: PLC0415
+    from lfd.models import MODELS, external  # noqa: PLC0415
     from lfd.recipe import recipe_names  # noqa: PLC0415
 
     if kind == "methods":
         for name, method in METHODS.items():
             click.echo(f"{name:<8} {method.about}")
     else:
-        names = {"models": list(MODELS), "datasets": list(DATASETS), "recipes": recipe_names()}[kind]
-        click.echo("\n".join(names))
+        models, datasets = [*MODELS, *external.FORMS], [*DATASETS, *UNLABELLED]
+        click.echo("\n".join({"models": models, "datasets": datasets, "recipes": recipe_names()}[kind]))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class DataConfig:
 
     Attributes:
         source: `NAME:PATH`; its train split is learnt, its val split scored.
+        val: `NAME:PATH` whose val split is scored; "" takes `source`.
         size: `HxW` that the network takes; "" takes the size of the first picture.
         crop: `HxW` of the training crops out of pictures scaled to `size`; "" takes `size`.
         resize: `stretch` or `letterbox`.
@@ -36,6 +37,7 @@ class DataConfig:
     """
 
     source: str = ""
+    val: str = ""
     size: str = ""
     crop: str = ""
     resize: str = "stretch"
@@ -84,13 +86,23 @@ class DistillConfig:
         teacher: A run, its model.safetensors, or a checkpoint of the CIRKD family; "" for none.
         teacher_size: What the teacher sees: `own`, the picture at the scale that it was trained at, or
             `student`, the student's.
-        method: A name in `lfd.losses.METHODS`.
+        teacher_taps: Feature name to a path in the teacher (`lfd.taps`), beside and in place of those it declares.
+        student_taps: Likewise in the student.
+        classes: Class of the data to the teacher's classes that it stands for, where theirs are others; those of
+            one name need not be given.
+        unlabelled: What stands for the labels of pictures without any: `teacher`, its classes; or `nothing`, and only
+            what needs no labels is learnt from them.
+        method: A name in `lfd.methods.METHODS`, or several joined by +.
         weights: Loss part to weight, in place of the method's own.
         balance: `detach`, `ema` or `none`, see `lfd.balance`; "" takes the method's own.
     """
 
     teacher: str = ""
     teacher_size: str = "own"
+    teacher_taps: Mapping[str, str] = field(default_factory=dict)
+    student_taps: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unlabelled: str = "teacher"
     method: str = "none"
     weights: Mapping[str, float] = field(default_factory=dict)
     balance: str = ""
@@ -101,7 +113,7 @@ class TrainConfig:
     """One run.
 
     Attributes:
-        model: A name in `lfd.models.MODELS`.
+        model: A name in `lfd.models.MODELS`, or one of the forms of `lfd.models.external`.
         weights: The backbone's: `imagenet`, `none` or a path.
         steps: Optimiser steps.
         batch: Pictures a step, over all processes and accumulated parts.
@@ -184,6 +196,7 @@ class Config:
         within("optimizer.power", o.power, 0, 100)
         within("optimizer.clip_norm", o.clip_norm, 0, 1e6)
         among("distill.teacher_size", self.distill.teacher_size, ("own", "student"))
+        among("distill.unlabelled", self.distill.unlabelled, ("teacher", "nothing"))
         among("distill.balance", self.distill.balance, ("", *BALANCES))
         for part, weight in self.distill.weights.items():
             within(f"distill.weights.{part}", weight, 0, 1e6)

@@ -102,7 +102,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     height, cross, width = text.lower().partition("x")
     if not (
-        cross and height.isdecimal() and width.isdecimal() and 0 < int(height) <= 16384 and 0 < int(width) <= 16384
+        cross and all(t.isascii() and t.isdecimal() and len(t) < 6 and 0 < int(t) <= 16384 for t in (height, width))
     ):
         raise UsageError(f"size {text!r}; expected HEIGHTxWIDTH in pixels, such as 360x480")
     return int(height), int(width)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfd.balance import Balance
-from lfd.errors import TrainingError, UsageError, unknown
-from lfd.losses import LOSSES, METHODS, read_options
-from lfd.losses.common import DistillLoss, cross_entropy
+from lfd.class_map import LEFT_OUT
+from lfd.errors import UsageError
+from lfd.losses import LOSSES
+from lfd.losses.common import IGNORE, UNKNOWN, DistillLoss, cross_entropy, to_grid
+from lfd.methods import Plan
 from lfd.normalize import Normalize
 from lfd.spec import Preprocess
 from lfd.taps import FeatureTaps, Outputs, dry_run
@@ -43,11 +45,21 @@ class Teacher:
         preprocess: Its own input. Where its size differs from the student's, it sees the student's picture
             scaled to its own, so that things have the size it knows.
         amp: Autocast type, None for float32.
+        taps: Feature name to path, beside and in place of those that it declares.
+        labels: Its classes stand for the labels of pictures that have none.
     """
 
     network: nn.Module
     preprocess: Preprocess
     amp: torch.dtype | None = None
+    taps: Mapping[str, str] = field(default_factory=dict)
+    labels: bool = True
+
+    @property
+    def network_taps(self) -> Mapping[str, str]:
+        """What the network declares."""
+        declared: Mapping[str, str] = getattr(self.network, "taps", {})
+        return declared
 
 
 class Distiller(nn.Module):
@@ -59,16 +71,14 @@ class Distiller(nn.Module):
         student: The network to train.
         student_input: Its preprocessing.
         num_classes: K.
-        method: A name in `lfd.losses.METHODS`.
-        weights: Part name to weight, in place of the method's own.
+        plan: The losses with their options and weights, see `lfd.methods.plan`.
         teacher: None for a method without a teacher.
-        balance: In place of `detach`, see `lfd.balance`; "" for that.
-        options: Loss name to its options, [loss.NAME] of a recipe.
         parts: Calls that make up an optimiser step, where its batch is accumulated.
+        taps: Feature name to path in the student, beside and in place of those that it declares.
 
     Raises:
-        UsageError: An unknown method, or a weight, balance or option that the method has no use for.
-        TrainingError: The method needs a feature that a network does not declare.
+        UsageError: A tap that no loss reads, or one that a network does not declare, or an option that this student
+            has no use for.
     """
 
     def __init__(
@@ -76,66 +86,70 @@ class Distiller(nn.Module):
         student: nn.Module,
         student_input: Preprocess,
         num_classes: int,
-        method: str,
-        weights: Mapping[str, float] | None = None,
+        plan: Plan,
         teacher: Teacher | None = None,
-        balance: str = "",
-        options: Mapping[str, Mapping[str, Any]] | None = None,
         parts: int = 1,
+        taps: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        check_method(method, weights or {}, teacher is not None, balance, options or {})
-        self.method = METHODS[method]
-        chosen = read_options(self.method, options or {})
-        self.weights = {**self.method.weights, **(weights or {})}
+        self.plan = plan
         self.student = student
         self.align_corners = bool(getattr(student, "align_corners", False))
         self.normalize = Normalize(student_input)
-        self.balance = Balance(balance or "detach", self.method.balanced, parts)
-        needed = {name for loss in self.method.losses for name in LOSSES[loss].needs}
-        self._student_taps = FeatureTaps(student, _paths(student, needed, "student"))
-        self._teacher: tuple[FeatureTaps, Normalize, torch.dtype | None] | None = None
+        self.balance = Balance(plan.balance, plan.balanced, parts)
+        needed = {tap for name, options in plan.losses.items() for tap in LOSSES[name].needs(options)}
+        self._student_taps = FeatureTaps(student, _paths(student, needed, "student", taps or {}))
+        self._teacher: _Bound | None = None
         self.losses = nn.ModuleList()
         self._aux_loss: tuple[DistillLoss, ...] = ()  # not the module itself: the state would hold it twice
-        if teacher is None or not self.method.losses:
+        if teacher is None:
             return
         (h, w), (th, tw) = student_input.size_hw, teacher.preprocess.size_hw
-        self._scale = (th / h, tw / w)
         teacher.network.eval().requires_grad_(False)
-        taps = FeatureTaps(teacher.network, _paths(teacher.network, needed, "teacher"))
-        self._teacher = (taps, Normalize(teacher.preprocess), teacher.amp)
-        shapes = dry_run(self._student_taps, (h, w)), dry_run(taps, (th, tw))
-        for name in self.method.losses:
-            loss = LOSSES[name](*shapes, num_classes, chosen[name])
+        paths = _paths(teacher.network, needed, "teacher", teacher.taps)
+        if LEFT_OUT in teacher.network_taps:
+            paths[LEFT_OUT] = teacher.network_taps[LEFT_OUT]
+        seen = FeatureTaps(teacher.network, paths)
+        self._teacher = _Bound(teacher, seen, Normalize(teacher.preprocess), (th / h, tw / w))
+        shapes = dry_run(self._student_taps, (h, w)), dry_run(seen, (th, tw))
+        for name, options in plan.losses.items():
+            loss = LOSSES[name](*shapes, num_classes, options)
             loss.parts_a_step = parts
             self.losses.append(loss)
             if loss.masks_student_aux:
                 if getattr(student, "aux_classifier", None) is None:
                     raise UsageError(
-                        f"loss.{name}.apply_to = {chosen[name].apply_to!r}, but the student "
+                        f"loss.{name}.apply_to = {options.apply_to!r}, but the student "
                         f"{type(student).__name__} has no auxiliary head of its own. Fix: apply_to = 'shared_head'"
                     )
                 self._aux_loss = (loss,)
 
-    def forward(self, image: Tensor, target: Tensor, progress: float = 1.0) -> StepOutput:
+    def forward(self, image: Tensor, target: Tensor, progress: float = 1.0, unlabelled: bool = False) -> StepOutput:
         """Run a step.
 
         Args:
             image: (B, 3, H, W) BGR uint8.
-            target: (B, H, W) int64, `lfd.losses.common.IGNORE` for void.
+            target: (B, H, W) int64; `lfd.losses.common` has the values for void and unlabelled.
             progress: Share of the run that is done, in [0, 1].
+            unlabelled: Some picture has no labels.
         """
         student = self._student_taps(self.normalize(image))
-        terms = {"task": cross_entropy(student.logits, target, align_corners=self.align_corners)}
+        terms: dict[str, Tensor] = {}
         if self._teacher is not None:
-            teacher = self._teach(image)
-            for loss in self.losses:
-                terms.update(loss(student, teacher, target, progress))
+            fills = unlabelled and self._teacher.speaks
+            if fills or self.losses:
+                taught = self._teacher(image)
+                if fills:
+                    target = torch.where(target == UNKNOWN, self._teacher.labels(taught, target), target)
+                for loss in self.losses:
+                    terms.update(loss(student, taught, target, progress))
+        terms = {"task": cross_entropy(student.logits, target, align_corners=self.align_corners), **terms}
         if student.aux is not None:
             terms["task"] = terms["task"] + AUX_WEIGHT * self._student_aux(student.aux, target)
         total = terms["task"].new_zeros(())
         for name, term in terms.items():
-            total = total + self.weights[name] * (self.balance(name, term) if name in self.method.balanced else term)
+            balanced = self.balance(name, term) if name in self.plan.balanced else term
+            total = total + self.plan.weights[name] * balanced
         return StepOutput(total, {name: term.detach() for name, term in terms.items()})
 
     def statistics(self) -> dict[str, Tensor]:
@@ -148,62 +162,80 @@ class Distiller(nn.Module):
             return self._aux_loss[0].student_aux(logits, target, self.align_corners)
         return cross_entropy(logits, target, align_corners=self.align_corners)
 
+
+class _Bound(NamedTuple):
+    """A teacher, ready to be asked.
+
+    Attributes:
+        teacher: The network and its ways.
+        taps: Its features.
+        normalize: Its input.
+        scale: Of its picture over the student's, in height and width.
+    """
+
+    teacher: Teacher
+    taps: FeatureTaps
+    normalize: Normalize
+    scale: tuple[float, float]
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it changes the targets of pictures without labels."""
+        return self.teacher.labels or LEFT_OUT in self.teacher.network_taps
+
     @torch.no_grad()
-    def _teach(self, image: Tensor) -> Outputs:
-        assert self._teacher is not None  # noqa: S101
-        taps, normalize, amp = self._teacher
-        image = to_scale(image, self._scale)
+    def __call__(self, image: Tensor) -> Outputs:
+        """Run it on (B, 3, H, W) BGR uint8."""
+        image = to_scale(image, self.scale, int(getattr(self.teacher.network, "multiple", 1)))
+        amp = self.teacher.amp
         with torch.autocast(image.device.type, amp, enabled=amp is not None):
-            outputs = taps(normalize.to(image.device)(image))
+            outputs = self.taps(self.normalize.to(image.device)(image))
         # The student may run in another precision than the teacher: losses and heads get float32.
         return Outputs(outputs.logits.float(), {name: tap.float() for name, tap in outputs.taps.items()}, None)
 
+    def labels(self, said: Outputs, target: Tensor) -> Tensor:
+        """Return what an unlabelled pixel's target is to be, (B, H, W) int64: its class, or `UNKNOWN` as before.
 
-def check_method(
-    method: str,
-    weights: Mapping[str, float],
-    has_teacher: bool,
-    balance: str,
-    options: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Refuse what a method has no use for, before anything is loaded; see `Distiller` for the arguments.
+        IGNORE where its first choice is a class that stands for nothing.
+        """
+        hw, corners = (target.shape[1], target.shape[2]), bool(getattr(self.teacher.network, "align_corners", False))
+        logits = to_grid(said.logits, hw, corners)
+        best, found = logits.max(1)
+        if not self.teacher.labels:
+            found = torch.full_like(found, UNKNOWN)
+        if LEFT_OUT not in said.taps:
+            return found
+        return found.masked_fill(to_grid(said.taps[LEFT_OUT], hw, corners)[:, 0] > best, IGNORE)
 
-    Raises:
-        UsageError: An unknown method, no teacher where it needs one, or a weight, balance or option without effect.
+
+def to_scale(image: Tensor, scale: tuple[float, float], multiple: int = 1) -> Tensor:
+    """Return a picture (B, 3, H, W) scaled in height and width; itself where that changes nothing.
+
+    Args:
+        image: The picture.
+        scale: Of height and width.
+        multiple: Of which the sides are to be multiples: the nearest ones.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    chosen = METHODS[method]
-    for part in weights:
-        if part not in chosen.weights:
-            raise unknown(f"loss weight of method {method!r}", part, chosen.weights)
-    if chosen.losses and not has_teacher:
-        raise UsageError(f"method {method!r} needs a teacher; give --teacher RUN")
-    if has_teacher and not chosen.losses:
-        raise UsageError(f"method {method!r} has no use for a teacher. Fix: leave --teacher away, or choose a method")
-    if not any({**chosen.weights, **weights}.values()):
-        raise UsageError(f"every loss weight of method {method!r} is 0: nothing would be learnt")
-    if balance and not chosen.balanced:
-        raise UsageError(
-            f"distill.balance = {balance!r} has no effect: method {method!r} balances nothing. Fix: leave it away"
-        )
-    read_options(chosen, options)
-
-
-def to_scale(image: Tensor, scale: tuple[float, float]) -> Tensor:
-    """Return a picture (B, 3, H, W) scaled in height and width; itself at scale 1."""
-    if scale == (1.0, 1.0):
+    size = [max(1, round(side * by / multiple)) * multiple for side, by in zip(image.shape[2:], scale, strict=True)]
+    if size == list(image.shape[2:]):
         return image
-    size = [max(1, round(side * by)) for side, by in zip(image.shape[2:], scale, strict=True)]
     return F.interpolate(image.float(), size, mode="bilinear", antialias=min(scale) < 1)
 
 
-def _paths(model: nn.Module, needed: set[str], role: str) -> dict[str, str]:
-    declared: dict[str, str] = getattr(model, "taps", {})
-    for name in needed:
+def _paths(model: nn.Module, needed: set[str], role: str, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the path of each feature that is needed: as given, else as the network declares it."""
+    for name in given:
+        if name not in needed:
+            reads = ", ".join(sorted(needed)) or "none"
+            raise UsageError(
+                f"distill.{role}_taps.{name} has no effect: the method reads the features {reads}. Fix: leave it away"
+            )
+    declared: dict[str, str] = {**getattr(model, "taps", {}), **given}
+    for name in sorted(needed):
         if name not in declared:
-            raise TrainingError(
-                f"the {role} {type(model).__name__} declares no feature {name!r}, which the method needs; "
-                f"it declares {', '.join(declared) or 'none'}"
+            raise UsageError(
+                f"the {role} {type(model).__name__} declares no feature {name!r}, which the method needs; it declares "
+                f"{', '.join(declared) or 'none'}. Fix: --set distill.{role}_taps.{name}=PATH, a module that "
+                "`lfd-train inspect` lists"
             )
     return {name: declared[name] for name in needed}

@@ -70,6 +70,10 @@ class ModelError(LfdError):
     exit_code = 4
 
 
+_MOST_LISTED = 40
+"""Names that an error lists; of more, such as the modules of a network, it lists the nearest."""
+
+
 def unknown(kind: str, value: str, known: Iterable[str]) -> UsageError:
     """Return the error for a name that is not among the known ones, with the closest of them.
 
@@ -82,6 +86,8 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UsageError:
     begin = [name for name in names if value and name.startswith(value)]
     close = difflib.get_close_matches(value, names, n=1) or begin
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    if len(names) > _MOST_LISTED:
+        names = [*difflib.get_close_matches(value, names, n=8, cutoff=0.3), f"... ({len(names)} in all)"]
     return UsageError(f"unknown {kind} {value!r}.{hint} Known: {', '.join(names)}")
 
 

@@ -33,10 +33,10 @@ from lfd.errors import CheckpointError, ModelError, UsageError
 from lfd.evaluate import check_labels
 from lfd.files import check_free, replacing, to_json
 from lfd.job import load_teacher, pick_device
-from lfd.losses import METHODS, read_options
-from lfd.losses.common import IGNORE, kl_per_pixel, labelled, to_grid
+from lfd.losses.common import IGNORE, UNKNOWN, counted, kl_per_pixel, to_grid
 from lfd.losses.lfd import LFDOptions
 from lfd.losses.masks import SPATIAL, spatial_mask
+from lfd.methods import plan
 from lfd.metrics import ConfusionMatrix
 from lfd.normalize import Normalize, Predictor
 from lfd.preprocess import Image, content_box, fit_frame, resize_labels, restore_map
@@ -131,7 +131,7 @@ def explain(run: Path, data: str, out: Path, teacher: str | None, count: int, de
     check_out(out, overwrite)
     where = pick_device(device)
     student, spec = load_model(run)
-    dataset = open_dataset(data, "val")
+    dataset = open_dataset(data, "val", spec.labels)
     check_labels(spec.labels, dataset.labels, f"the data set {data}")
     config, options, notes = read_run(run, data, teacher)
     try:
@@ -199,8 +199,9 @@ def read_run(run: Path, data: str, teacher: str | None) -> tuple[Config, LFDOpti
         raise UsageError(f"{run} names no teacher; give --teacher RUN|FILE, to see the masks that it would lead to")
     if not teacher and not Path(chosen).exists():
         raise CheckpointError(f"{chosen}: the teacher of {run} is not there any more. Fix: --teacher RUN|FILE")
-    if method in METHODS and "lfd" in METHODS[method].losses:
-        options, notes = read_options(METHODS[method], config.loss)["lfd"], []
+    losses = plan(method, config.distill.weights, config.distill.balance, config.loss).losses
+    if "lfd" in losses:
+        options, notes = losses["lfd"], []
     else:
         why = f"was trained with method {method!r}" if found else "does not say how it was trained"
         options, notes = LFDOptions(), [f"{run} {why}: these are the masks that LFD's default options would give"]
@@ -230,18 +231,19 @@ def on_the_grid(pair: Pair, dataset: Dataset, indices: list[int], options: LFDOp
         targets.append(fit_labels(sample.mask, pair.preprocess, dataset.labels.ignore_index))
     taps.remove()
     z_s, z_t, target = torch.cat(of_student), torch.cat(of_teacher), torch.stack(targets)
-    counted = labelled(target, (z_s.shape[2], z_s.shape[3])).bool()
+    counts = counted(target, (z_s.shape[2], z_s.shape[3])).bool()
     masks = {k: spatial_mask(k, z_s, z_t, target, options.mask_base, options.mask_clip) for k in SPATIAL}
-    shown = {kind: mask.masked_fill(~counted, math.nan).numpy() for kind, mask in masks.items()}
-    return Cells(kl_per_pixel(z_t, z_s).numpy(), counted.numpy(), shown)
+    shown = {kind: mask.masked_fill(~counts, math.nan).numpy() for kind, mask in masks.items()}
+    return Cells(kl_per_pixel(z_t, z_s).numpy(), counts.numpy(), shown)
 
 
 def fit_labels(mask: Image, preprocess: Preprocess, void: int) -> Tensor:
-    """Return labels at the model's input, (h, w) int64, IGNORE where there is none and beside the frame."""
+    """Return a loss's target at the model's input, (h, w) int64, IGNORE beside the frame."""
     top, left, h, w = content_box((mask.shape[0], mask.shape[1]), preprocess)
     target = np.full(preprocess.size_hw, IGNORE, np.int64)
     content = resize_labels(mask, (h, w))
-    target[top : top + h, left : left + w] = np.where(content == void, IGNORE, content)
+    without = UNKNOWN if mask.min() == void else IGNORE  # as the loader has it
+    target[top : top + h, left : left + w] = np.where(content == void, without, content)
     return torch.from_numpy(target)
 
 

@@ -13,22 +13,25 @@ from rich.console import Console
 from torch import nn
 
 from lfd.checkpoint import load_model
-from lfd.checks import check_config, check_crop, check_labelled, check_memory
+from lfd.checks import check_config, check_crop, check_labelled
+from lfd.class_map import Merged, match
 from lfd.config import Config
 from lfd.console import parse_size
-from lfd.data import Dataset, open_dataset
+from lfd.data import Dataset
 from lfd.distiller import Distiller, Teacher
-from lfd.distributed import all_sum, local_world_size, rank, same_buffers, world_size
+from lfd.distributed import all_sum, rank, same_buffers, world_size
 from lfd.ema import Average
-from lfd.errors import CheckpointError, DataError, TrainingError, UsageError
+from lfd.errors import CheckpointError, ModelError, TrainingError, UsageError
 from lfd.evaluate import check_labels, evaluate
-from lfd.loader import Cached, TrainStream
+from lfd.loader import TrainStream
 from lfd.metrics import ConfusionMatrix
 from lfd.models import cirkd, create_model
+from lfd.models.external_outputs import check_input_size
 from lfd.normalize import Predictor
 from lfd.profile import count_macs, count_parameters
 from lfd.spec import Labels, ModelSpec, Preprocess, Scalar
 from lfd.sync_bn import synchronise
+from lfd.training_data import cached, open_both
 
 CHANCE_FACTOR = 1.5
 """A teacher below this many times the best constant prediction was not loaded, or not trained."""
@@ -92,46 +95,27 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
         LfdError: Anything that would make the run fail or mean nothing.
     """
     t, d, method = config.train, config.data, config.distill
-    check_config(config)
+    chosen = check_config(config)
     device = device or pick_device(t.device)
-    train, val = (open_dataset(d.source, split) for split in ("train", "val"))
-    if len(train) < t.batch:
-        raise DataError(f"{d.source}: {len(train)} training pictures; a batch has {t.batch}. Fix: --set train.batch=N")
-    first = train[0].image
+    train, val, first = open_both(d, t.batch)
     size = parse_size(d.size) if d.size else (first.shape[0], first.shape[1])
     preprocess = student_input(d.normalize, size, d.resize)
     check_crop(d, size)
 
-    torch.manual_seed(t.seed)
-    student, origin = create_model(t.model, len(train.labels), t.weights)
-    params, macs = count_parameters(student), count_macs(student, size)
     console.print(
         f"data     {d.source}: {len(train)} train, {len(val)} val, {len(train.labels)} classes, "
         f"input {size[0]}x{size[1]} {d.normalize}"
     )
-    console.print(f"model    {origin}; {params / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMACs")
-    check_labelled(val, d.source, "choosing the best weights")
+    torch.manual_seed(t.seed)
+    student, params, macs = new_student(config, len(train.labels), size, console)
+    check_labelled(val, d.val or d.source, "choosing the best weights")
     if method.method == "none":
         check_labelled(train, d.source, "training without a teacher")
-    if d.cache:
-        check_memory(first.nbytes * 4 // 3 * (len(train) + len(val)) * local_world_size())
-        train, val = Cached(train), Cached(val)
-        train.fill()
-        val.fill()
-    provenance: dict[str, Scalar] = {
-        "data": d.source.partition(":")[0],
-        "method": method.method if method.teacher else "labels",
-        "weights": t.weights if t.weights in ("imagenet", "none") else "file",
-        "steps": t.steps,
-        "batch": t.batch,
-        "seed": t.seed,
-        "params": params,
-        "macs": macs,
-    }
-    teacher = None
+    teacher, about = None, ""
     if method.teacher:
-        teacher, name = load_teacher(config, train.labels, preprocess, device)
-        provenance |= {"teacher": name, "teacher_miou": score_teacher(teacher, val, device, console)}
+        teacher, about = load_teacher(config, val.labels, preprocess, device, console)
+        if not chosen.losses:
+            console.print("teacher  only labels pictures that have no labels: every weight but that of task is 0")
     if t.channels_last:
         student.to(memory_format=torch.channels_last)
     student.to(device)
@@ -139,16 +123,13 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
         student = synchronise(student, device)
     average = Average(student, t.ema) if t.ema else None
     distiller = Distiller(
-        student,
-        preprocess,
-        len(train.labels),
-        method.method,
-        method.weights,
-        teacher,
-        method.balance,
-        config.loss,
-        t.accumulate,
+        student, preprocess, len(train.labels), chosen, teacher, t.accumulate, method.student_taps
     ).to(device)
+    if d.cache:  # all that is quick to refuse has been looked at
+        train, val = cached(train, val, first)
+    provenance = origin_of(config, params, macs)
+    if teacher is not None:
+        provenance |= {"teacher": about, "teacher_miou": score_teacher(teacher, val, device, console)}
     if world_size() > 1 and t.sync_bn:
         synchronise(distiller.losses, device)
     if t.compile:
@@ -162,20 +143,58 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
     return Job(device, train, val, distiller, kept, average, predictor, spec, stream)
 
 
+def new_student(
+    config: Config, num_classes: int, size_hw: tuple[int, int], console: Console
+) -> tuple[nn.Module, int, int]:
+    """Build the student and say what it is; return it with its parameters and multiply-accumulates.
+
+    Raises:
+        UsageError: There is no such network, nothing of it can be trained, or it does not take the input or the crops.
+        CheckpointError: Its weights cannot be had or do not fit.
+    """
+    t, crop = config.train, config.data.crop
+    student, origin = create_model(t.model, num_classes, t.weights)
+    if not any(p.requires_grad for p in student.parameters()):
+        raise UsageError(f"model {t.model!r}: none of its parameters can be trained; expected some with requires_grad")
+    for seen in (size_hw, parse_size(crop) if crop else size_hw):
+        check_input_size(student, seen)
+    params, macs = count_parameters(student), count_macs(student, size_hw)
+    console.print(f"model    {origin}; {params / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMACs")
+    return student, params, macs
+
+
+def origin_of(config: Config, params: int, macs: int) -> dict[str, Scalar]:
+    """Return what a model's specification says of how it was made."""
+    t, d = config.train, config.distill
+    return {
+        "data": config.data.source.partition(":")[0],
+        "method": d.method if d.teacher else "labels",
+        "weights": t.weights if t.weights in ("imagenet", "none") else "file",
+        "steps": t.steps,
+        "batch": t.batch,
+        "seed": t.seed,
+        "params": params,
+        "macs": macs,
+    }
+
+
 def student_input(normalize: str, size_hw: tuple[int, int], resize: str) -> Preprocess:
     """Return the student's preprocessing by the names that a recipe uses for it."""
     fit: Literal["stretch", "letterbox"] = "letterbox" if resize == "letterbox" else "stretch"
     return cirkd.preprocess(size_hw, fit) if normalize == "caffe" else Preprocess(size_hw, resize=fit)
 
 
-def load_teacher(config: Config, labels: Labels, student: Preprocess, device: torch.device) -> tuple[Teacher, str]:
+def load_teacher(
+    config: Config, labels: Labels, student: Preprocess, device: torch.device, console: Console | None = None
+) -> tuple[Teacher, str]:
     """Load the teacher and say how it looks at pictures: by its own mean, order and, as configured, size.
 
     Args:
         config: Names it.
-        labels: Classes of the data, which its own must be.
+        labels: Classes of the data, which its own must be, or be mapped to.
         student: The student's input, whose way of fitting pictures it shares.
         device: Where it goes.
+        console: Where people read of its classes that stand for nothing.
 
     Returns:
         The teacher, and the name of its network.
@@ -183,21 +202,36 @@ def load_teacher(config: Config, labels: Labels, student: Preprocess, device: to
     Raises:
         CheckpointError: It cannot be read.
         ModelError: Its classes are others.
+        UsageError: They cannot be mapped as configured.
     """
-    t = config.train
-    path = Path(config.distill.teacher)
+    t, d = config.train, config.distill
+    path = Path(d.teacher)
     if not path.exists():
         raise CheckpointError(f"{path}: no such run or file; --teacher RUN says where the teacher is, on --resume too")
     network, spec = load_model(path, (labels, student.size_hw))
-    check_labels(spec.labels, labels, f"the data set {config.data.source}")
-    size = student.size_hw if config.distill.teacher_size == "student" else spec.preprocess.size_hw
+    size = student.size_hw if d.teacher_size == "student" else spec.preprocess.size_hw
+    taps = d.teacher_taps
+    if d.classes:
+        network = merged = Merged(network, len(spec.labels), match(spec.labels, labels, d.classes))
+        taps = {name: merged.path(path) for name, path in taps.items()}
+        if merged.left_out and console is not None:
+            names = ", ".join(spec.labels.names[index] for index in merged.left_out)
+            console.print(f"teacher  {len(merged.left_out)} of its classes stand for nothing: {names}")
+    else:
+        try:
+            check_labels(spec.labels, labels, f"the data set {config.data.source}")
+        except ModelError as error:
+            how = "say which of the teacher's stand for each of the data's: --set 'distill.classes.NAME=[\"...\"]'"
+            raise ModelError(f"{error}, or {how}") from error
+    check_input_size(network, size)
     network.to(device)
     if t.channels_last:
         network.to(memory_format=torch.channels_last)
     if t.compile:
         network.compile()
     seen = dataclasses.replace(spec.preprocess, size_hw=size, resize=student.resize)
-    return Teacher(network, seen, AMP[t.amp if t.teacher_amp == "same" else t.teacher_amp]), spec.model
+    amp = AMP[t.amp if t.teacher_amp == "same" else t.teacher_amp]
+    return Teacher(network, seen, amp, taps, d.unlabelled == "teacher"), spec.model
 
 
 def score(predictor: Predictor, val: Dataset, preprocess: Preprocess, check: Callable[[], None]) -> ConfusionMatrix:

@@ -9,7 +9,7 @@ the batches that the uninterrupted one would have seen.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,10 +23,11 @@ from torch.utils.data import DataLoader
 from lfd.config import DataConfig
 from lfd.console import parse_size
 from lfd.data import Dataset, Sample
+from lfd.data.frames import FrameSet
 from lfd.device_transforms import apply_crops, upload
 from lfd.errors import LfdError, UsageError
-from lfd.losses.common import IGNORE
-from lfd.preprocess import Image
+from lfd.losses.common import IGNORE, UNKNOWN
+from lfd.packing import Item, pack, unpack
 from lfd.spec import Labels, Preprocess
 from lfd.transforms import Crop, apply_crop, draw_crop
 
@@ -118,13 +119,16 @@ class Batch(NamedTuple):
 
     Attributes:
         image: (B, 3, H, W) BGR uint8, on the device.
-        target: (B, H, W) int64 with IGNORE for void, on the device.
+        target: (B, H, W) int64, on the device: IGNORE for void and beside the picture, UNKNOWN for all of a picture
+            that has no label anywhere.
         pictures: Index in the data set of each picture.
+        unlabelled: Some picture has no label anywhere.
     """
 
     image: Tensor
     target: Tensor
     pictures: list[int]
+    unlabelled: bool
 
 
 class TrainStream:
@@ -168,35 +172,7 @@ class TrainStream:
         return sample, draw_crop(hw, self.preprocess, self.crop_hw, self.config, rng)
 
 
-class _Item(NamedTuple):
-    """A sample on its way through the loader: its crop, or with `crop` what that is to be made of."""
-
-    image: Image
-    mask: Image
-    crop: Crop | None
-    picture: int
-
-
-class _Packed(NamedTuple):
-    """Samples as one tensor: (N,) uint8, the pixels of each picture and its labels behind them.
-
-    One, because each tensor that a loader process hands over costs a file descriptor, a pinned copy
-    and an upload.
-
-    Attributes:
-        pixels: All of them.
-        shapes_hw: Of each picture.
-        crops: To be made of them; none where they are made already.
-        pictures: Index in the data set of each.
-    """
-
-    pixels: Tensor
-    shapes_hw: list[tuple[int, int]]
-    crops: list[Crop]
-    pictures: list[int]
-
-
-class _Items(torch.utils.data.Dataset[_Item | LfdError]):
+class _Items(torch.utils.data.Dataset[Item | LfdError]):
     """What a loader process makes of a number.
 
     Errors travel as values: raised in a worker they would arrive wrapped in a traceback.
@@ -206,43 +182,24 @@ class _Items(torch.utils.data.Dataset[_Item | LfdError]):
         self.stream = stream
         self.make_crops = make_crops
 
-    def __getitem__(self, number: int) -> _Item | LfdError:
+    def __getitem__(self, number: int) -> Item | LfdError:
         stream = self.stream
         try:
             sample, crop = stream.draw(number)
         except LfdError as error:
             return error
+        void, image, mask = stream.dataset.labels.ignore_index, sample.image, sample.mask
+        # Of the picture as read: a crop of a labelled picture can be void all over, and is void then. No value is above
+        # void, so that the least tells; most pictures are settled by the one in the middle.
+        middle = mask[mask.shape[0] // 2, mask.shape[1] // 2]
+        unlabelled = bool(middle == void and mask.min() == void)
+        if unlabelled:
+            mask = np.zeros_like(mask)
         if self.make_crops:
-            void = stream.dataset.labels.ignore_index
-            image, mask = apply_crop(sample.image, sample.mask, crop, stream.preprocess, void)
-            return _Item(image, mask, None, stream.picture(number))
+            image, mask = apply_crop(image, mask, crop, stream.preprocess, void)
+            return Item(image, mask, None, stream.picture(number), unlabelled)
         window = crop.source.slices  # what a crop does not show need not travel
-        return _Item(sample.image[window], sample.mask[window], crop.at_origin(), stream.picture(number))
-
-
-def _collate(items: list[_Item | LfdError]) -> _Packed | LfdError:
-    failed = next((item for item in items if isinstance(item, LfdError)), None)
-    if failed is not None:
-        return failed
-    good = [item for item in items if isinstance(item, _Item)]
-    pixels = np.empty(sum(item.image.size + item.mask.size for item in good), np.uint8)
-    end = 0
-    for part in (part for item in good for part in (item.image, item.mask)):
-        begin, end = end, end + part.size
-        pixels[begin:end].reshape(part.shape)[:] = part
-    return _Packed(
-        torch.from_numpy(pixels),
-        [(item.mask.shape[0], item.mask.shape[1]) for item in good],
-        [item.crop for item in good if item.crop is not None],
-        [item.picture for item in good],
-    )
-
-
-def _unpack(pixels: Tensor, shapes_hw: Sequence[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return (H, W, 3) pictures and (H, W) labels, views of what `_collate` packed."""
-    parts = torch.split(pixels, [count * h * w for h, w in shapes_hw for count in (3, 1)])
-    images = [part.view(h, w, 3) for part, (h, w) in zip(parts[::2], shapes_hw, strict=True)]
-    return images, [part.view(h, w) for part, (h, w) in zip(parts[1::2], shapes_hw, strict=True)]
+        return Item(image[window], mask[window], crop.at_origin(), stream.picture(number), unlabelled)
 
 
 def _start_worker(_: int) -> None:
@@ -267,12 +224,14 @@ def batches(stream: TrainStream, parts: MicroBatches, workers: int, device: torc
     where = stream.config.augment
     on_device = where == "device" or (where == "auto" and device.type == "cuda")
     void = stream.dataset.labels.ignore_index
+    if workers and isinstance(stream.dataset, FrameSet):
+        stream.dataset.read_films()  # here, once: the processes that are forked next share them
     loader: DataLoader[Any] = DataLoader(
         _Items(stream, make_crops=not on_device),
         batch_sampler=parts,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        collate_fn=_collate,
+        collate_fn=pack,
         worker_init_fn=_start_worker if workers else None,
         # Its own generator: drawing the workers' seed from torch's would move the state that dropout draws
         # from, and a resumed run would differ from the uninterrupted one.
@@ -281,11 +240,13 @@ def batches(stream: TrainStream, parts: MicroBatches, workers: int, device: torc
     for packed in loader:
         if isinstance(packed, LfdError):
             raise packed
-        images, masks = _unpack(upload(packed.pixels, device), packed.shapes_hw)
+        images, masks = unpack(upload(packed.pixels, device), packed.shapes_hw)
         if on_device:
             image, target = apply_crops(images, masks, packed.crops, stream.preprocess, void, device)
         else:
             image, target = torch.stack(images).permute(0, 3, 1, 2).contiguous(), torch.stack(masks).long()
-        if void != IGNORE:
-            target.masked_fill_(target == void, IGNORE)
-        yield Batch(image, target, packed.pictures)
+        outside, unlabelled = target == void, any(packed.unlabelled)
+        if unlabelled:
+            target.masked_fill_(upload(torch.tensor(packed.unlabelled), device)[:, None, None], UNKNOWN)
+        target.masked_fill_(outside, IGNORE)
+        yield Batch(image, target, packed.pictures, unlabelled)

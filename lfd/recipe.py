@@ -26,25 +26,33 @@ T = TypeVar("T")
 
 def _convert(key: str, value: Any, kind: Any) -> Any:
     """Return the value as its field's type, or say what was expected; 1 is taken for 1.0, no more."""
+    kinds = get_args(kind)
     if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        if isinstance(value, (list, tuple)) and len(value) == len(kinds):
-            return tuple(_convert(key, v, k) for v, k in zip(value, kinds, strict=True))
-    elif get_origin(kind) is not None:  # Mapping[str, float]
+        if isinstance(value, (list, tuple)) and (Ellipsis in kinds or len(value) == len(kinds)):
+            each = [kinds[0]] * len(value) if Ellipsis in kinds else kinds
+            return tuple(_convert(key, v, k) for v, k in zip(value, each, strict=True))
+    elif get_origin(kind) is not None:  # Mapping[str, ...]
         if isinstance(value, Mapping):
-            return {str(k): _convert(f"{key}.{k}", v, float) for k, v in value.items()}
+            return {str(k): _convert(f"{key}.{k}", v, kinds[1]) for k, v in value.items()}
     elif kind is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
+    raise UsageError(f"{key} = {value!r}; expected {_expected(kind)}")
+
+
+def _expected(kind: Any, plural: bool = False) -> str:
+    """Return what a field's type is called in a message."""
+    kinds = get_args(kind)
     if get_origin(kind) is tuple:
-        expected = f"a list of {len(get_args(kind))} numbers"
-    elif get_origin(kind) is not None:
-        expected = "a section of names and numbers"
-    else:
-        expected = str(getattr(kind, "__name__", kind)).replace("str", "text")
-    raise UsageError(f"{key} = {value!r}; expected {expected}")
+        count = "" if Ellipsis in kinds else f"{len(kinds)} "
+        return f"{'lists' if plural else 'a list'} of {count}{_expected(kinds[0], True)}"
+    if kinds:
+        return f"a section of names and {_expected(kinds[1], True)}"
+    if plural:
+        return {"float": "numbers", "int": "whole numbers", "str": "texts"}[kind.__name__]
+    return str(kind.__name__).replace("str", "text")
 
 
 def fill(cls: type[T], name: str, values: Any) -> T:
@@ -125,8 +133,17 @@ def apply_set(record: dict[str, Any], assignments: Iterable[str]) -> dict[str, A
             value = tomllib.loads(f"v = {text}")["v"]
         except (ValueError, RecursionError):
             value = text.strip()
+        if not isinstance(value, str) and _holds_text(path):  # a tap's path may be 3, a run be called 2026-01-31
+            value = text.strip()
         put(result, tuple(path), value)
     return result
+
+
+def _holds_text(path: list[str]) -> bool:
+    """Tell whether the value of section.key, or of section.key.name, is text."""
+    section = get_type_hints(Config).get(path[0])
+    kind = get_type_hints(section).get(path[1]) if dataclasses.is_dataclass(section) else None
+    return (get_args(kind)[1:] == (str,)) if len(path) == 3 else kind is str
 
 
 def put(record: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -144,7 +161,15 @@ def put(record: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     record[path[-1]] = value
 
 
-_ELSEWHERE = ("data.source", "data.workers", "data.cache", "distill.teacher", "train.device", "train.log_every")
+_ELSEWHERE = (
+    "data.source",
+    "data.val",
+    "data.workers",
+    "data.cache",
+    "distill.teacher",
+    "train.device",
+    "train.log_every",
+)
 """Keys that a resumed run may change: where things are, not what is done."""
 
 

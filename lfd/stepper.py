@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lfd.config import Config
-from lfd.distributed import world_size
+from lfd.distributed import same_buffers, world_size
 from lfd.job import AMP, Job
 from lfd.loader import Batch
 from lfd.schedule import build_optimizer, learning_rate
 from lfd.watch import Watch
+
+_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"  # before torch 2.15
 
 
 class Stepper:
@@ -40,7 +45,10 @@ class Stepper:
         self._wrapped: nn.Module = job.distiller
         if world_size() > 1:
             card = [job.device] if job.device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(job.distiller, device_ids=card)
+            same_buffers(job.distiller)
+            # With synchronised norms every buffer is the same on all processes: queues need not travel at each step.
+            travel: dict[str, Any] = {_BUFFERS: not config.train.sync_bn}
+            self._wrapped = DistributedDataParallel(job.distiller, device_ids=card, **travel)
 
     def step(self, number: int, loader: Iterator[Batch], stop: bool) -> None:
         """Take a step.
@@ -76,14 +84,14 @@ class Stepper:
         terms: dict[str, Tensor] = {}
         seen: list[int] = []
         for part in range(t.accumulate):
-            image, target, pictures = next(loader)
+            image, target, pictures, unlabelled = next(loader)
             if t.channels_last:
                 image = image.contiguous(memory_format=torch.channels_last)
             last = part == t.accumulate - 1
             # Gradients travel between processes once a step, with the last part.
             with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext():
                 with torch.autocast(device.type, AMP[t.amp], enabled=t.amp != "off"):
-                    result = wrapped(image, target, number / t.steps)
+                    result = wrapped(image, target, number / t.steps, unlabelled)
                 self.scaler.scale(result.total / t.accumulate).backward()
             total += result.total.detach() / t.accumulate
             for name, value in result.parts.items():

@@ -27,7 +27,8 @@ class _AllSum(torch.autograd.Function):
         return total
 
 
-def _all_sum(value: Tensor) -> Tensor:
+def all_sum_with_gradient(value: Tensor) -> Tensor:
+    """Return the sum over all processes, whose gradient reaches each of them."""
     total: Tensor = _AllSum.apply(value)
     return total
 
@@ -46,9 +47,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         wide = x.float()
         count = wide.numel() // wide.shape[1] * world_size()
-        mean = _all_sum(wide.sum((0, 2, 3))) / count
+        mean = all_sum_with_gradient(wide.sum((0, 2, 3))) / count
         centred = wide - mean.view(1, -1, 1, 1)
-        variance = _all_sum(centred.square().sum((0, 2, 3))) / count
+        variance = all_sum_with_gradient(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None  # noqa: S101  tracked in our models
             assert self.num_batches_tracked is not None and self.momentum is not None  # noqa: S101

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -124,12 +125,14 @@ def run(job: Job, config: Config, out: Path, resume: bool, console: Console) -> 
     at = Progress(0, -math.inf, 0)
     if resume:
         at = state.restore(console)
-        console.print(f"resume   after step {at.step}, best val mIoU {at.best:.2%}")
+        best = f"{at.best:.2%}" if at.best >= 0 else "none yet"
+        console.print(f"resume   after step {at.step}, best val mIoU {best}")
     if rank() == 0:
         state.check_space()
         write_text(out / "config.toml", to_toml(config))  # on resuming, for what lies elsewhere now
     parts = MicroBatches(t.batch, at.step, t.steps, rank(), world_size(), t.accumulate)
-    loader = batches(job.stream, parts, config.data.workers, job.device)
+    workers = min(config.data.workers, len(os.sched_getaffinity(0)))  # more only get in each other's way
+    loader = batches(job.stream, parts, workers, job.device)
     with StopRequest() as stop, RunLog(out, at.step, t.steps, t.batch, t.log_every, console) as log:
 
         def settle(everything: bool) -> None:

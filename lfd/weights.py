@@ -25,7 +25,13 @@ def save_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str])
     Raises:
         CheckpointError: The disk is full or not writable; an older file stays as it was.
     """
-    plain = {k: v.detach().contiguous().cpu() for k, v in state.items()}
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().contiguous().cpu()
+        place = tensor.untyped_storage().data_ptr()
+        plain[key] = tensor.clone() if place in places else tensor  # tied weights, which safetensors refuses to write
+        places.add(place)
     try:
         with replacing(path) as aside:
             aside.write_bytes(save(plain, metadata=metadata))
@@ -141,12 +147,21 @@ def _unusable(key: str, value: Tensor, like: Tensor) -> str:
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load a state_dict; every key must be there and fit.
+    """Load a state_dict; every key must be there and fit, but for what inference has no use for.
+
+    A model whose file has no auxiliary head loses its own, which is for training alone. Counts of batches, which
+    files from before PyTorch 0.4.1 lack and which nothing but momentum=None reads, start at 0.
 
     Raises:
         CheckpointError: Keys are missing, unknown or of another shape; the message names the first.
     """
+    if isinstance(getattr(model, "aux_classifier", None), nn.Module) and not any(
+        key.startswith("aux_classifier.") for key in state
+    ):
+        model.register_module("aux_classifier", None)
     wanted = model.state_dict()
+    counts = {k: torch.zeros_like(v) for k, v in wanted.items() if k.endswith("num_batches_tracked")}
+    state = {**counts, **state}
     problems = [f"lacks {k!r}" for k in wanted if k not in state]
     problems += [f"has {k!r}, which the model has not" for k in state if k not in wanted]
     problems += [f"has {k!r}, {why}" for k, v in state.items() if k in wanted and (why := _unusable(k, v, wanted[k]))]

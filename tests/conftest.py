@@ -8,6 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).parent.parent
 REAL = Path(os.environ.get("LFD_TEST_DATA", ROOT.parent / "shared"))

@@ -20,6 +20,7 @@ HEAVY = ("torch", "torchvision", "onnx", "rich", "safetensors", "tensorboard", "
         ("deploy.pipeline", HEAVY),
         ("deploy.bench", HEAVY),
         ("lfd.cli", HEAVY),
+        ("lfd.fetch", HEAVY),
         ("export.cli", HEAVY),
         ("deploy.cli", (*HEAVY, "onnxruntime")),
         ("deploy.bench_cli", (*HEAVY, "onnxruntime")),

@@ -8,10 +8,8 @@ needed: the folders are the split.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lfd.data.base import Dataset, PairedFiles
-from lfd.errors import DataError
+from lfd.data.layout import check_complete, find_folders, pictures_in
 from lfd.spec import Labels
 
 LABELS = Labels(
@@ -53,16 +51,7 @@ def open_split(path: str, split: str) -> Dataset:
     Raises:
         DataError: A folder is missing, or a picture has no label; the message names the path.
     """
-    root = Path(path).expanduser()
-    images, masks = root / split, root / f"{split}annot"
-    for wanted in (root, images, masks):
-        if not wanted.is_dir():
-            raise DataError(f"{wanted}: no such folder; camvid: expects {split}/ and {split}annot/ under {root}")
-    pictures = sorted(p for p in images.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if not pictures:
-        raise DataError(f"{images}: no .png or .jpg pictures in this folder")
-    pairs = [(picture, masks / f"{picture.stem}.png") for picture in pictures]
-    missing = [mask for _, mask in pairs if not mask.is_file()]
-    if missing:
-        raise DataError(f"{missing[0]}: no such label file ({len(missing)} of {len(pairs)} pictures have none)")
-    return PairedFiles(LABELS, pairs, void_values=(VOID,))
+    images, masks = find_folders("camvid", path, [[split], [f"{split}annot"]])
+    names = pictures_in(images, ".png", ".jpg", ".jpeg")
+    pairs = [(f"{images}/{name}", f"{masks}/{name.rpartition('.')[0]}.png") for name in names]
+    return check_complete(PairedFiles(LABELS, pairs, void_values=(VOID, LABELS.ignore_index)))

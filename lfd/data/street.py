@@ -9,7 +9,6 @@ bytes each time, in any order, in any process.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from urllib.parse import parse_qsl
 
 import cv2
 import numpy as np
@@ -18,6 +17,7 @@ from lfd.console import parse_size
 from lfd.data import camvid
 from lfd.data import street_textures as textures
 from lfd.data.base import Dataset, Sample
+from lfd.data.query import parse_query
 from lfd.data.street_chance import rng
 from lfd.data.street_ground import paint_ground
 from lfd.data.street_scene import paint_sky, paint_skyline
@@ -62,25 +62,14 @@ def parse_options(text: str) -> StreetOptions:
         UsageError: An option that does not exist, or a value that does not fit.
     """
     options = StreetOptions()
-    try:
-        pairs = (
-            parse_qsl(text.removeprefix("?"), keep_blank_values=True, strict_parsing=True) if text.strip("?") else []
-        )
-    except ValueError as error:
-        raise UsageError(f"street options {text!r}; expected KEY=VALUE&..., such as ?size=240x320&seed=7") from error
-    keys = [key for key, _ in pairs]
-    for key, value in pairs:
-        if keys.count(key) > 1:
-            raise UsageError(f"street option {key} is given twice in {text[:80]!r}; expected it once")
+    for key, value in parse_query("street", text, ("size", *_BOUNDS), "?size=240x320&seed=7").items():
         if key == "size":
             options = replace(options, size_hw=_size(value))
-        elif key in _BOUNDS:
+        else:
             low, high = _BOUNDS[key]
             if not (value.isascii() and value.isdecimal() and len(value) < 20 and low <= int(value) <= high):
                 raise UsageError(f"street option {key}={value[:40]!r}; expected a whole number from {low} to {high}")
             options = replace(options, **{key: int(value)})  # type: ignore[arg-type]
-        else:
-            raise unknown("street option", key, ("size", *_BOUNDS))
     return options
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +14,10 @@ from lfd.distributed import all_sum, share
 from lfd.taps import Outputs
 
 IGNORE = 255
-"""Void in the targets given to losses, whatever the data set's own value."""
+"""In the targets given to losses, whatever the data set's own value: void, or beside the picture. Counts nowhere."""
+
+UNKNOWN = 256
+"""Likewise: part of a picture that has no labels. There is nothing to supervise, but it is distilled."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +28,39 @@ class NoOptions:
 class DistillLoss(nn.Module, ABC):
     """What every distillation loss is; built as `Loss(student_shapes, teacher_shapes, num_classes, options)`."""
 
-    needs: ClassVar[tuple[str, ...]]
-    """Feature names that it reads from both networks."""
-
     parts: ClassVar[tuple[str, ...]]
-    """Names of the scalars it returns; each has a weight in the configuration."""
+    """Names of the scalars it may return, unlike any other loss's; each has a weight in the configuration."""
 
     Options: ClassVar[type[Any]] = NoOptions
     """Frozen dataclass of what [loss.NAME] may set; checks its own ranges."""
+
+    serves: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Option to the parts that it is for: set while those have weight 0, it would have no effect."""
+
+    together: ClassVar[tuple[str, ...]] = ()
+    """Parts that are of use only together, where the options call for them: a critic, and who is to deceive it."""
+
+    needs_labels: ClassVar[bool] = False
+    """Whether a picture without any class says nothing to it."""
+
+    options: Any
+    """Its Options."""
 
     parts_a_step = 1
     """Calls that make up an optimiser step; a moving average moves by that share at each."""
 
     masks_student_aux = False
     """Whether the student's own auxiliary head is trained under `student_aux` in place of cross entropy."""
+
+    @classmethod
+    def needs(cls, options: Any) -> tuple[str, ...]:
+        """Return the names of the features that it reads from both networks, none by default."""
+        return ()
+
+    @classmethod
+    def active(cls, options: Any) -> tuple[str, ...]:
+        """Return those of its parts that these options call for, all by default."""
+        return cls.parts
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, progress: float) -> dict[str, Tensor]:
@@ -47,7 +69,7 @@ class DistillLoss(nn.Module, ABC):
         Args:
             student: Of the student, with gradient.
             teacher: Of the teacher, without.
-            target: (B, H, W) int64 label values, `IGNORE` for void.
+            target: (B, H, W) int64 label values, `IGNORE` for void, `UNKNOWN` for unlabelled.
             progress: Share of the run that is done, in [0, 1].
 
         Returns:
@@ -77,15 +99,9 @@ def to_cells(target: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(target[:, None].float(), size_hw, mode="nearest-exact")[:, 0].long()
 
 
-def labelled(target: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Return (B, h, w) float, 1 where a grid cell counts for distillation, 0 where it is void.
-
-    A picture without a single label (unlabelled film) counts everywhere: there is no void in it, only
-    nothing known.
-    """
-    known = (to_cells(target, size_hw) != IGNORE).float()
-    unlabelled = (target == IGNORE).flatten(1).all(1)
-    return torch.where(unlabelled[:, None, None], torch.ones_like(known), known)
+def counted(target: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Return (B, h, w) float, 1 where a grid cell counts for distillation, 0 where it is void."""
+    return (to_cells(target, size_hw) != IGNORE).float()
 
 
 def kl_per_pixel(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -117,13 +133,14 @@ def cross_entropy(
 
     Args:
         logits: (B, K, h, w), resized bilinearly to the target.
-        target: (B, H, W) int64, IGNORE for void.
+        target: (B, H, W) int64, IGNORE for void, UNKNOWN for unlabelled; neither is supervised.
         class_weight: (K,), normalised by the sum of the weights of the pixels.
         align_corners: How the network's logits are resized.
     """
     full = to_grid(logits.float(), (target.shape[1], target.shape[2]), align_corners)
+    known = target < IGNORE
+    target = target.masked_fill(~known, IGNORE)
     total = F.cross_entropy(full, target, class_weight, ignore_index=IGNORE, reduction="sum")
-    known = target != IGNORE
     # Without indexing by the mask, which would make a GPU wait for its result's size.
     weight = known if class_weight is None else class_weight[target.masked_fill(~known, 0)] * known
     return total / share(weight.sum().float()).clamp_min(1e-6)

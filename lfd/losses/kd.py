@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lfd.config import within
-from lfd.losses.common import DistillLoss, kl_per_pixel, labelled, masked_mean, to_grid
+from lfd.losses.common import DistillLoss, counted, kl_per_pixel, masked_mean, to_grid
 from lfd.taps import Outputs, TapInfo
 
 
@@ -36,7 +36,6 @@ class KDOptions:
 class KD(DistillLoss):
     """Per-pixel KL divergence of class probabilities, on the student's grid."""
 
-    needs: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[str, ...]] = ("kd",)
     Options: ClassVar[type[Any]] = KDOptions
 
@@ -53,5 +52,5 @@ class KD(DistillLoss):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return {"kd": scalar}; see `lfd.losses.DistillLoss`."""
         grid = (student.logits.shape[2], student.logits.shape[3])
-        kl = kl_per_pixel(to_grid(teacher.logits, grid), student.logits, self.options.temperature)
-        return {"kd": kl.mean() if self.options.void else masked_mean(kl, labelled(target, grid))}
+        kl = kl_per_pixel(to_grid(teacher.logits.detach(), grid), student.logits, self.options.temperature)
+        return {"kd": kl.mean() if self.options.void else masked_mean(kl, counted(target, grid))}

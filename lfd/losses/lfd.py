@@ -21,8 +21,8 @@ Neither carries a gradient, nor does the teacher. Adapter and A are trained with
 away after training.
 
 Grids are matched by the centres of their cells, also for networks whose logits are resized with aligned
-corners. Where no picture has a label, only kl trains A, and nothing anchors it: prefer spatial features
-(`aux` and `kl` of weight 0) for film alone.
+corners. Where no picture has a label, and the teacher's are not taken for them (`distill.unlabelled`), only
+kl trains A, and nothing anchors it: prefer `aux` and `kl` of weight 0 then.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from torch.func import functional_call
 
 from lfd.config import among, within
 from lfd.errors import UsageError
-from lfd.losses.common import DistillLoss, cross_entropy, kl_per_pixel, labelled, masked_mean, to_cells, to_grid
+from lfd.losses.common import DistillLoss, counted, cross_entropy, kl_per_pixel, masked_mean, to_cells, to_grid
 from lfd.losses.masks import CLASS, SPATIAL, ClassMask, spatial_mask
 from lfd.taps import Outputs, TapInfo
 
@@ -122,9 +122,19 @@ class LFD(DistillLoss):
         options: The switches.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("deep",)
     parts: ClassVar[tuple[str, ...]] = ("fea", "aux", "kl")
     Options: ClassVar[type[Any]] = LFDOptions
+    serves: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **dict.fromkeys(("spatial_mask", "mask_base", "mask_clip"), ("fea",)),
+        **dict.fromkeys(("shared_head", "head_width", "aux_bn"), ("aux", "kl")),
+        "aux_resolution": ("aux",),
+        **dict.fromkeys(("kl_start", "kl_temperature"), ("kl",)),
+    }
+
+    @classmethod
+    def needs(cls, options: LFDOptions) -> tuple[str, ...]:
+        """Return the feature before the classifier."""
+        return ("deep",)
 
     def __init__(
         self,
@@ -152,7 +162,7 @@ class LFD(DistillLoss):
         adapted = self.adapter(student.taps["deep"])
         grid = (adapted.shape[2], adapted.shape[3])
         goal = to_grid(teacher.taps["deep"], grid).detach()
-        known = labelled(target, grid)
+        known = counted(target, grid)
         z_s, z_t = (to_grid(o.logits.detach(), grid) for o in (student, teacher))
 
         mask = spatial_mask(o.spatial_mask, z_s, z_t, target, o.mask_base, o.mask_clip)

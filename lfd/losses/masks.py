@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfd.distributed import all_sum
-from lfd.losses.common import IGNORE, kl_per_pixel, labelled, overall_mean, to_cells
+from lfd.losses.common import IGNORE, UNKNOWN, counted, kl_per_pixel, overall_mean, to_cells
 
 SPATIAL = ("disagreement", "confidence", "certainty", "gap", "disagreement_correct", "uniform")
 CLASS = ("dice", "kl", "presence", "gate", "uniform")
@@ -44,8 +44,8 @@ def spatial_evidence(kind: str, student: Tensor, teacher: Tensor, target: Tensor
         kind: One of SPATIAL.
         student: Deep logits, (B, K, h, w).
         teacher: Deep logits on the same grid.
-        target: (B, H, W) int64. A picture without labels has m = 0 for `gap`, and all of its cells taken
-            for correct by `disagreement_correct`.
+        target: (B, H, W) int64. An unlabelled cell has m = 0 for `gap`, and is taken for correct by
+            `disagreement_correct`.
     """
     with torch.no_grad():
         if kind == "uniform":
@@ -56,15 +56,14 @@ def spatial_evidence(kind: str, student: Tensor, teacher: Tensor, target: Tensor
             log_t = F.log_softmax(teacher.float(), 1)
             return 1 + (log_t.exp() * log_t).sum(1) / math.log(max(2, teacher.shape[1]))
         cells = to_cells(target, (student.shape[2], student.shape[3]))
-        known = cells != IGNORE
+        known = cells < IGNORE
         truth = cells.masked_fill(~known, 0)[:, None]
         if kind == "gap":
             p_t, p_s = (F.softmax(z.float(), 1).gather(1, truth)[:, 0] for z in (teacher, student))
             return (p_t - p_s).clamp_min(0) * known
         m = kl_per_pixel(teacher, student)
         if kind == "disagreement_correct":
-            unlabelled = (target == IGNORE).flatten(1).all(1)[:, None, None]
-            m = m * ((teacher.argmax(1, keepdim=True) == truth)[:, 0] | unlabelled)
+            m = m * ((teacher.argmax(1, keepdim=True) == truth)[:, 0] | (cells == UNKNOWN))
         return m
 
 
@@ -84,7 +83,7 @@ def spatial_mask(
     m = spatial_evidence(kind, student, teacher, target)
     if kind == "uniform":
         return m
-    mean = overall_mean(m, labelled(target, (m.shape[1], m.shape[2])))
+    mean = overall_mean(m, counted(target, (m.shape[1], m.shape[2])))
     # Without evidence anywhere (gap on film) flat, not b: with b = 0 nothing would be left to train on.
     ratio = torch.where(mean > 1e-8, m / mean.clamp_min(1e-8), 1.0)
     return base + (1 - base) * ratio.clamp(0, clip)
@@ -100,7 +99,7 @@ def dice_error(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         p = F.softmax(logits.float(), 1)
         cells = to_cells(target, (p.shape[2], p.shape[3]))
-        known = (cells != IGNORE)[:, None]
+        known = (cells < IGNORE)[:, None]
         y = F.one_hot(cells.masked_fill(~known[:, 0], 0), p.shape[1]).permute(0, 3, 1, 2) * known
         sums = torch.stack([(v * known).sum((0, 2, 3), dtype=torch.float32) for v in (p * y, p, y)])
         both, predicted, truth = all_sum(sums)
@@ -113,10 +112,10 @@ def kl_by_class(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tenso
     Args:
         student: Deep logits, (B, K, h, w).
         teacher: Deep logits on the same grid.
-        target: (B, H, W) int64; void cells of a labelled picture are left out.
+        target: (B, H, W) int64; void cells are left out.
     """
     with torch.no_grad():
-        known = labelled(target, (student.shape[2], student.shape[3]))
+        known = counted(target, (student.shape[2], student.shape[3]))
         seen = F.one_hot(teacher.argmax(1), teacher.shape[1]) * known[..., None]
         kl = kl_per_pixel(teacher, student)[..., None]
         total, count = all_sum(torch.stack([(seen * kl).sum((0, 1, 2)), seen.sum((0, 1, 2))]))

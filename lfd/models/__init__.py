@@ -3,7 +3,8 @@
 A family is one file here with a `build(...)` per variant, and its variants are lines in MODELS.
 Every network takes normalised (B, 3, H, W) float and returns torchvision's dictionary: `out`,
 class logits (B, K, h, w) at the network's own stride, and while training, where it has an auxiliary
-head, `aux`. Its `taps` name the features that distillers ask for (see `lfd.taps`).
+head, `aux`. Its `taps` name the features that distillers ask for (see `lfd.taps`). Names with a colon are
+networks of others, see `lfd.models.external`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from lfd.errors import unknown
-from lfd.models import deeplabv3, lraspp, pspnet
+from lfd.models import ddrnet, deeplabv3, external, lraspp, pspnet
 from lfd.models.backbone_weights import load_backbone
 
 
@@ -39,6 +40,7 @@ class SegmentationModel(Protocol):
 
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "ddrnet23_slim": ddrnet.build,
     "lraspp_mobilenet_v3_large": partial(lraspp.build, "mobilenet_v3_large"),
     "lraspp_mobilenet_v3_small": partial(lraspp.build, "mobilenet_v3_small"),
     **{
@@ -50,11 +52,25 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that means no network, before anything is built.
+
+    Raises:
+        UsageError: There is no such model, or it is somebody's own and not trusted.
+        MissingDependencyError: It is of a package that is not installed.
+    """
+    if ":" in name:
+        external.check_name(name)
+    elif name not in MODELS:
+        raise unknown("model", name, MODELS)
+
+
 def create_model(name: str, num_classes: int, weights: str = "none") -> tuple[nn.Module, str]:
     """Build a network.
 
     Args:
-        name: A name in MODELS.
+        name: A name in MODELS, or one of `lfd.models.external`: `torchvision:NAME`, `smp:Arch/encoder`,
+            `package.module:factory`.
         num_classes: K.
         weights: Where the backbone's weights come from: `imagenet` (torchvision's, downloaded once),
             `none` (random), or the path of a classification checkpoint: torchvision's, and for the backbones of
@@ -64,10 +80,11 @@ def create_model(name: str, num_classes: int, weights: str = "none") -> tuple[nn
         The network in training mode, and a sentence that says what its backbone started from.
 
     Raises:
-        UsageError: There is no such model.
+        UsageError: There is no such model, or it is somebody's own and not trusted.
         CheckpointError: The weights cannot be had or do not fit.
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
+    check_name(name)
+    if ":" in name:
+        return external.build(name, num_classes, weights)
     model = MODELS[name](num_classes)
     return model, load_backbone(model, name, weights)

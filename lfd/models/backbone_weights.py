@@ -13,10 +13,12 @@ from lfd.models import cirkd
 from lfd.models.backbones import DEEP_STEM
 from lfd.weights import check_values, read_tensors
 
-_UNUSED = ("fc.", "classifier.", "features.18.")
-"""Prefixes of what a classification checkpoint has and a backbone has not; the last is MobileNetV2's."""
+_UNUSED = ("fc.", "classifier.", "features.18.", "down5.", "last_layer.", "linear.")
+"""Prefixes of what a classification checkpoint has and a backbone has not; `features.18.` is MobileNetV2's, the rest
+behind it DDRNet's."""
 
 _FILES = {
+    "ddrnet23_slim": "the classification checkpoint of DDRNet-23-slim by its authors",
     "resnet18s": "the CIRKD family's resnet18-imagenet.pth",
     "resnet50s": "timm's resnet50s.gluon_in1k",
     "resnet101s": "the CIRKD family's resnet101-imagenet.pth or timm's resnet101s.gluon_in1k",
@@ -52,9 +54,10 @@ def load_backbone(model: nn.Module, name: str, weights: str) -> str:
 
 
 def _torchvisions(arch: str) -> tuple[dict[str, Tensor], str]:
-    if arch in DEEP_STEM:
+    if arch not in torchvision.models.list_models():
+        stem = ", whose stem is three 3x3 convolutions" if arch in DEEP_STEM else ""
         raise CheckpointError(
-            f"torchvision has no ImageNet weights for {arch}, whose stem is three 3x3 convolutions. "
+            f"torchvision has no ImageNet weights for {arch}{stem}. "
             f"Fix: give --weights FILE with {_FILES[arch]}, or --weights none to start from random weights"
         )
     choice = torchvision.models.get_model_weights(arch).DEFAULT

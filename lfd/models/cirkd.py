@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from lfd.errors import CheckpointError
@@ -172,10 +171,8 @@ def load(state: dict[str, Tensor], origin: str) -> tuple[nn.Module, str, int]:
                 f"{origin}: {key!r} has shape {tuple(tensor.shape)}; {name} expects {tuple(expected.shape)}. "
                 "The CIRKD repository changed its heads' widths later; expected the CVPR 2022 paper's"
             )
-    # Files from before PyTorch 0.4.1 have no count of batches, which nothing but momentum=None reads.
-    counts = {k: torch.zeros_like(v) for k, v in wanted.items() if k.endswith("num_batches_tracked")}
     try:
-        fill(model, {**counts, **renamed}, origin)
+        fill(model, renamed, origin)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, as {name}") from error
     return model.eval(), name, k

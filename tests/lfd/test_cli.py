@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from lfd.cli import main
 from lfd.data.camvid import LABELS
-from lfd.losses import METHODS
+from lfd.methods import METHODS
 from lfd.models import MODELS, create_model
 from lfd.spec import ModelSpec, Preprocess
 from tests.conftest import make_folder

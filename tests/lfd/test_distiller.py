@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lfd.distiller import AUX_WEIGHT, Distiller, StepOutput, Teacher, check_method
-from lfd.errors import TrainingError, UsageError
-from lfd.losses import METHODS
-from lfd.losses.common import IGNORE
+from lfd.distiller import AUX_WEIGHT, Distiller, StepOutput, Teacher
+from lfd.errors import UsageError
+from lfd.losses.common import IGNORE, UNKNOWN
+from lfd.methods import METHODS, check_teacher, plan
 from lfd.models import create_model
 from lfd.normalize import Normalize, Predictor
 from lfd.spec import Preprocess
@@ -29,7 +30,7 @@ CAFFE = (104 / 255, 117 / 255, 123 / 255)
 class Net(nn.Module):
     """A network of stride 8 that keeps what it was given."""
 
-    taps: ClassVar[dict[str, str]] = {"deep": "classifier:input"}
+    taps: ClassVar[dict[str, str]] = {"deep": "classifier:input", "stage2": "stem.0", "stage4": "stem.1"}
 
     def __init__(self, channels: int = 6, aux: bool = False, align_corners: bool | None = None) -> None:
         super().__init__()
@@ -63,7 +64,8 @@ def make(
     torch.manual_seed(0)
     pupil, master = student or Net(), teacher or Net(channels=9)
     bound = None if method == "none" else Teacher(master, sees)
-    return Distiller(pupil, student_input, K, method, weights, bound, balance, {"lfd": options} if options else None)
+    chosen = plan(method, weights, balance, {"lfd": options} if options else None)
+    return Distiller(pupil, student_input, K, chosen, bound)
 
 
 def batch(void: bool = False, size_hw: tuple[int, int] = (64, 64)) -> tuple[Tensor, Tensor]:
@@ -71,7 +73,7 @@ def batch(void: bool = False, size_hw: tuple[int, int] = (64, 64)) -> tuple[Tens
     image = torch.randint(0, 256, (2, 3, *size_hw), generator=generator, dtype=torch.uint8)
     target = torch.randint(0, K, (2, *size_hw), generator=generator)
     target[:, :5] = IGNORE
-    return image, torch.full_like(target, IGNORE) if void else target
+    return image, torch.full_like(target, UNKNOWN) if void else target
 
 
 def number(value: Tensor) -> float:
@@ -92,7 +94,7 @@ def test_a_step_trains_the_student_and_its_helpers_and_leaves_the_teacher(method
     before = {key: value.clone() for key, value in master.state_dict().items()}
     result = distiller(*batch(), progress=1.0)
     result.total.backward()
-    assert set(result.parts) == set(METHODS[method].weights)
+    assert set(result.parts) == set(distiller.plan.weights)
     assert not [n for n, p in distiller.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert all(p.grad is None for p in master.parameters())
     assert all(torch.equal(before[key], value) for key, value in master.state_dict().items())
@@ -134,7 +136,7 @@ def test_without_labels_the_rest_still_trains(method: str, balance: str) -> None
     assert torch.isfinite(result.total) and number(result.parts["task"]) == 0
     grads = [p.grad for p in distiller.student.parameters() if p.grad is not None]
     assert all(torch.isfinite(g).all() for g in grads)
-    assert any(g.any() for g in grads) == (method != "none")
+    assert any(g.any() for g in grads) == (method not in ("none", "ifvd"))  # whose prototypes are of classes
 
 
 @pytest.mark.parametrize("options", [{}, {"apply_to": "both"}, {"shared_head": "teacher"}], ids=str)
@@ -163,7 +165,7 @@ def test_teacher_and_student_may_differ_in_precision(
     student_amp: torch.dtype | None, teacher_amp: torch.dtype | None
 ) -> None:
     master = Net(9)
-    distiller = Distiller(Net(aux=True), SIZE, K, "lfd", {}, Teacher(master, SIZE, teacher_amp)).train()
+    distiller = Distiller(Net(aux=True), SIZE, K, plan("lfd"), Teacher(master, SIZE, teacher_amp)).train()
     with torch.autocast("cpu", student_amp, enabled=student_amp is not None):
         result = distiller(*batch(), progress=1.0)
     result.total.backward()
@@ -297,9 +299,7 @@ def test_the_masked_auxiliary_term_leaves_the_primary_heads_gradient() -> None:
         for p in student.parameters():
             nn.init.normal_(p, std=0.3)
         options = {"class_mask": "presence", "class_bounds": [0.1, 2], "apply_to": apply_to}
-        make("lfd", student, weights={"kd": 0, "fea": 0, "aux": 0, "kl": 0}, balance="none", **options)(
-            *batch()
-        ).total.backward()
+        make("lfd", student, weights={"kd": 0, "fea": 0, "kl": 0}, balance="none", **options)(*batch()).total.backward()
         assert student.aux_classifier is not None
         grads.append((student.classifier.weight.grad, student.aux_classifier.weight.grad))
     (primary, aux), (primary_masked, aux_masked) = grads
@@ -317,7 +317,7 @@ WEIGHTS = {"task": 2.0, "kd": 0.5, "fea": 3.0, "aux": 0.25, "kl": 1.5}
 @pytest.mark.parametrize("balance", ["", "detach", "ema", "none"])
 def test_the_total_is_the_weighted_sum_with_weights_outside_the_balance(method: str, balance: str) -> None:
     balanced = METHODS[method].balanced
-    weights = {part: WEIGHTS[part] for part in METHODS[method].weights}
+    weights = {part: WEIGHTS.get(part, 0.7) for part in plan(method).weights}
     distiller = make(method, Net(aux=True), weights=weights, balance=balance if balanced else "").train()
     first: dict[str, float] = {}
     for step in range(2):
@@ -382,8 +382,8 @@ def test_the_log_gets_class_weights_and_terms_without_gradient() -> None:
         ({"method": "none", "balance": "ema"}, "distill.balance = 'ema' has no effect: method 'none' balances nothing"),
         ({"method": "kd", "balance": "none"}, "distill.balance = 'none' has no effect: method 'kd' balances nothing"),
         ({"method": "lfd", "balance": "emma"}, "unknown value of distill.balance 'emma'. Did you mean 'ema'?"),
-        ({"method": "kd", "mask_base": 0.1}, "[loss.lfd] has no effect: the method's losses are kd"),
-        ({"method": "none", "mask_base": 0.1}, "[loss.lfd] has no effect: the method's losses are none"),
+        ({"method": "kd", "mask_base": 0.1}, "[loss.lfd] has no effect: the losses of method 'kd' are kd"),
+        ({"method": "none", "mask_base": 0.1}, "[loss.lfd] has no effect: the losses of method 'none' are none"),
         ({"method": "lfd", "mask_base": 2}, "loss.lfd.mask_base = 2.0; expected 0 to 1"),
         *(
             (
@@ -414,9 +414,7 @@ def test_a_real_student_without_an_auxiliary_head_is_refused_too(student: str) -
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].losses])
 def test_a_method_without_its_teacher_is_refused_before_anything_is_built(method: str) -> None:
     with pytest.raises(UsageError, match="needs a teacher; give --teacher RUN"):
-        check_method(method, {}, False, "", {})
-    with pytest.raises(UsageError, match="--teacher"):
-        Distiller(Net(), SIZE, K, method)
+        check_teacher(method, False)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -424,5 +422,81 @@ def test_a_network_without_the_feature_is_refused(role: str) -> None:
     class Bare(Net):
         taps: ClassVar[dict[str, str]] = {"shallow": "stem"}
 
-    with pytest.raises(TrainingError, match=f"the {role} Bare declares no feature 'deep'.*declares shallow"):
+    with pytest.raises(UsageError, match=f"the {role} Bare declares no feature 'deep'.*declares shallow"):
         make("lfd", **{role: Bare()})
+
+
+# Pictures without labels
+
+
+def half_unlabelled() -> tuple[Tensor, Tensor]:
+    """A labelled picture, and one without labels that is void (outside) in its last rows."""
+    image, target = batch()
+    target[1] = UNKNOWN
+    target[1, -8:] = IGNORE
+    return image, target
+
+
+@pytest.mark.parametrize("method", ["kd", "lfd"])
+def test_the_teachers_classes_stand_for_labels_that_are_not_there(method: str) -> None:
+    student, master, (image, target) = Net(aux=True), Net(9), half_unlabelled()
+    taught = make(method, copy.deepcopy(student), master).train()
+    parts = taught(image, target, 1.0, True).parts
+    seen = bilinear(numpy(master.said["out"]), (64, 64)).argmax(1)
+    filled = torch.where(target == UNKNOWN, torch.from_numpy(seen), target)
+    expected = make(method, student, master).train()(image, filled, 1.0).parts
+    assert {part: number(value) for part, value in parts.items()} == pytest.approx(
+        {part: number(value) for part, value in expected.items()}, rel=1e-5
+    )
+    assert (filled == IGNORE).sum() == (target == IGNORE).sum()
+
+
+def test_they_do_not_where_that_is_not_wanted() -> None:
+    image, target = half_unlabelled()
+    distiller = Distiller(Net(), SIZE, K, plan("kd"), Teacher(Net(9), SIZE, labels=False)).train()
+    found = number(distiller(image, target, 1.0, True).parts["task"])
+    labelled = target.masked_fill(target == UNKNOWN, IGNORE)
+    assert found == pytest.approx(number(distiller(image, labelled, 1.0).parts["task"]), rel=1e-5)
+
+
+def test_a_teacher_that_only_labels_is_asked_where_there_are_no_labels() -> None:
+    """Every weight but that of the task is 0: training on the teacher's classes, and on nothing else of it."""
+    student, master, (image, target) = Net(), Net(9), half_unlabelled()
+    distiller = make("kd", student, master, weights={"kd": 0}).train()
+    master.seen.clear()
+    labelled = target.masked_fill(target == UNKNOWN, IGNORE)
+    plain = number(distiller(image, labelled, 1.0).parts["task"])
+    assert not master.seen, "nobody asks for what it says"
+    result = distiller(image, target, 1.0, True)
+    assert len(master.seen) == 1 and set(result.parts) == {"task"}
+    seen = torch.from_numpy(bilinear(numpy(master.said["out"]), (64, 64)).argmax(1))
+    expected = number(distiller(image, torch.where(target == UNKNOWN, seen, target), 1.0).parts["task"])
+    assert number(result.parts["task"]) == pytest.approx(expected, rel=1e-5) != pytest.approx(plain, rel=1e-3)
+
+
+# Taps by path
+
+
+def test_taps_are_taken_where_they_are_given() -> None:
+    student, master = Net(), Net(9)
+    chosen = plan("lfd")
+    distiller = Distiller(
+        student, SIZE, K, chosen, Teacher(master, SIZE, taps={"deep": "stem.0"}), 1, {"deep": "stem.1"}
+    )
+    loss = distiller.losses[1]
+    assert loss.adapter.weight.shape == (9, 6, 1, 1)
+    image, target = batch()
+    before = number(distiller.eval()(image, target).parts["fea"])
+    plain = make("lfd", student, master).eval()
+    plain.losses.load_state_dict(distiller.losses.state_dict())
+    assert number(plain(image, target).parts["fea"]) != pytest.approx(before, rel=1e-3)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_tap_that_no_loss_reads_is_refused(role: str) -> None:
+    given = {"deeep": "stem"}
+    teacher = Teacher(Net(9), SIZE, taps=given if role == "teacher" else {})
+    with pytest.raises(
+        UsageError, match=f"distill.{role}_taps.deeep has no effect: the method reads the features deep"
+    ):
+        Distiller(Net(), SIZE, K, plan("lfd"), teacher, 1, given if role == "student" else {})

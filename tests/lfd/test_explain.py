@@ -22,6 +22,7 @@ from lfd.errors import CheckpointError, LfdError, ModelError, UsageError
 from lfd.explain import Pair, Summary, explain, fit_labels, on_the_grid
 from lfd.losses.lfd import LFDOptions
 from lfd.losses.masks import SPATIAL
+from lfd.methods import plan
 from lfd.models import create_model
 from lfd.preprocess import fit_frame
 from lfd.spec import Labels, ModelSpec, Preprocess
@@ -132,7 +133,7 @@ def test_masks_are_those_that_training_uses(folder: Path, monkeypatch: pytest.Mo
 
     original = loss.spatial_mask
     monkeypatch.setattr(loss, "spatial_mask", lambda *a: seen.append(original(*a)) or seen[-1])
-    distiller = Distiller(student, here, 3, "lfd", None, teacher).eval()
+    distiller = Distiller(student, here, 3, plan("lfd"), teacher).eval()
     samples = [data[0], data[2]]
     image = torch.stack([torch.from_numpy(fit_frame(s.image, here)).permute(2, 0, 1) for s in samples])
     distiller(image, torch.stack([fit_labels(s.mask, here, 255) for s in samples]))

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
+import os
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfd.config import DataConfig
-from lfd.data import open_dataset
+from lfd.data import Sample, film, open_dataset
 from lfd.errors import DataError, UsageError
 from lfd.loader import Batch, Cached, MicroBatches, TrainStream, batches
-from lfd.losses.common import IGNORE
-from lfd.spec import Preprocess
+from lfd.losses.common import IGNORE, UNKNOWN
+from lfd.preprocess import Image
+from lfd.spec import Labels, Preprocess
 from tests.conftest import make_folder
 
 CPU = torch.device("cpu")
@@ -33,11 +37,12 @@ def stream(folder: Path) -> TrainStream:
 
 def join(parts: list[Batch]) -> Batch:
     image, target = torch.cat([part.image for part in parts]), torch.cat([part.target for part in parts])
-    return Batch(image, target, [picture for part in parts for picture in part.pictures])
+    pictures = [picture for part in parts for picture in part.pictures]
+    return Batch(image, target, pictures, any(part.unlabelled for part in parts))
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.image, b.image) and torch.equal(a.target, b.target) and a.pictures == b.pictures
+    return torch.equal(a.image, b.image) and torch.equal(a.target, b.target) and a[2:] == b[2:]
 
 
 def test_an_epoch_shows_every_picture_once_and_epochs_differ(stream: TrainStream) -> None:
@@ -130,10 +135,10 @@ def test_a_batch_is_bgr_uint8_with_void_at_ignore(tmp_path: Path, augment: str) 
     mask[:24] = 7
     for path in (root / "masks/train").iterdir():
         cv2.imwrite(str(path), mask)
-    image, target, pictures = next(batches(open_stream(root, augment), MicroBatches(4, 0, 1), 0, CPU))
+    image, target, pictures, unlabelled = next(batches(open_stream(root, augment), MicroBatches(4, 0, 1), 0, CPU))
     assert image.shape == (4, 3, 24, 32) and image.dtype == torch.uint8
     assert target.shape == (4, 24, 32) and target.dtype == torch.int64
-    assert set(target.unique().tolist()) == {1, IGNORE} and sorted(pictures) == [0, 1, 2, 3]
+    assert set(target.unique().tolist()) == {1, IGNORE} and sorted(pictures) == [0, 1, 2, 3] and not unlabelled
 
 
 @pytest.mark.parametrize("augment", ["cpu", "device"])
@@ -184,3 +189,109 @@ def test_the_cache_says_the_first_broken_picture(folder: Path) -> None:
     for _ in range(5):
         with pytest.raises(DataError, match="picture 5 is broken"):
             Cached(Counting(folder, broken=(5, 6, 14))).fill()
+
+
+class Painted:
+    """Pictures with the masks given."""
+
+    def __init__(self, masks: Sequence[Image], void: int) -> None:
+        self.masks = masks
+        self.labels = Labels(("a", "b"), ((0, 0, 0), (9, 9, 9)), void)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> Sample:
+        mask = self.masks[index]
+        return Sample(np.full((*mask.shape, 3), 77, np.uint8), mask, str(index))
+
+
+def first_batch(stream: TrainStream, size: int, augment: str, device: torch.device = CPU) -> Batch:
+    stream.config = dataclasses.replace(stream.config, augment=augment)
+    return next(batches(stream, MicroBatches(size, 0, 1), 0, device))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    frame_hw=st.tuples(st.integers(2, 60), st.integers(2, 60)),
+    base_hw=st.tuples(st.integers(4, 40), st.integers(4, 40)),
+    crop_hw=st.tuples(st.integers(2, 50), st.integers(2, 50)),
+    resize=st.sampled_from(["stretch", "letterbox"]),
+    scale=st.floats(0.2, 3),
+    void=st.sampled_from([2, 7, 254, 255]),
+    seed=st.integers(0, 999),
+)
+def test_what_is_unknown_void_and_outside(frame_hw, base_hw, crop_hw, resize, scale, void, seed) -> None:
+    """Unlabelled pictures are UNKNOWN where they are and IGNORE beside; void in others stays IGNORE all over."""
+    all_void, one_label, labelled = (np.full(frame_hw, value, np.uint8) for value in (void, void, 1))
+    one_label[0, -1] = 1
+    data = Painted([all_void, one_label, labelled], void)
+    crop = f"{crop_hw[0]}x{crop_hw[1]}"
+    config = DataConfig(crop=crop, scale=(scale, scale), resize=resize, jitter=0.0)
+    stream = TrainStream(data, config, Preprocess(base_hw, resize=resize), seed)
+    cpu, device = (first_batch(stream, 3, augment) for augment in ("cpu", "device"))
+    assert same(cpu, device) and cpu.unlabelled
+    for number, (target, picture) in enumerate(zip(cpu.target, cpu.pictures, strict=True)):
+        drawn = stream.draw(number)[1]
+        inside = torch.zeros(crop_hw, dtype=torch.bool)
+        inside[drawn.destination.slices] = True
+        inside = inside.flip(-1) if drawn.flip else inside
+        assert (target[~inside] == IGNORE).all()
+        if picture == 0:
+            assert (target[inside] == UNKNOWN).all()
+        elif picture == 1:
+            assert set(target.unique().tolist()) <= {IGNORE, 1}
+        else:
+            assert (target[inside] == 1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA card")
+@pytest.mark.parametrize("augment", ["cpu", "device"])
+def test_unlabelled_pictures_are_marked_on_a_card_too(augment: str) -> None:
+    masks = [np.full((40, 60), value, np.uint8) for value in (255, 1, 255, 0)]
+    stream = TrainStream(Painted(masks, 255), DataConfig(scale=(0.5, 1.0)), Preprocess((32, 48)), seed=1)
+    expected = first_batch(stream, 4, "cpu")
+    found = first_batch(stream, 4, augment, torch.device("cuda"))
+    assert found.target.is_cuda and torch.equal(found.target.cpu(), expected.target) and found.unlabelled
+
+
+@pytest.mark.parametrize("augment", ["cpu", "device"])
+def test_a_void_crop_of_a_labelled_picture_is_void(augment: str) -> None:
+    mask = np.full((80, 80), 255, np.uint8)
+    mask[0, 0] = 0
+    stream = TrainStream(Painted([mask] * 4, 255), DataConfig(scale=(4.0, 4.0)), Preprocess((16, 16)), seed=1)
+    _, target, _, unlabelled = first_batch(stream, 4, augment)
+    assert not unlabelled and (target != 0).any() and set(target.unique().tolist()) <= {0, IGNORE}
+
+
+def write_film(path: Path, count: int) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+    for number in range(count):
+        writer.write(np.full((48, 64, 3), 5 * number, np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_film_is_learnt_from_and_read_in_this_process(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, real = os.getpid(), film.read
+    reads = []
+
+    def once_here(path: Path, wanted: Sequence[int]) -> Iterator[Image]:
+        assert os.getpid() == here, "a loader process decodes the film for itself"
+        reads.append(path)
+        return real(path, wanted)
+
+    monkeypatch.setattr(film, "read", once_here)
+    labels = Labels(("a", "b"), ((0, 0, 0), (9, 9, 9)))
+    path = write_film(tmp_path / "a.avi", 12)
+    data = open_dataset(f"frames:{path}?stride=2", "train", labels)
+    stream = TrainStream(data, DataConfig(scale=(0.5, 0.5)), Preprocess((24, 32)), seed=3)
+    found = list(batches(stream, MicroBatches(3, 0, 4), workers, CPU))
+    assert reads == [path] and sorted(p for part in found for p in part.pictures) == sorted([*range(6)] * 2)
+    for part in found:
+        assert part.unlabelled and set(part.target.unique().tolist()) == {UNKNOWN, IGNORE}
+        assert ((part.target == UNKNOWN).flatten(1).sum(1) == 12 * 16).all()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lfd.losses.common import IGNORE, labelled, to_cells
+from lfd.losses.common import IGNORE, UNKNOWN, counted, to_cells
 from lfd.losses.masks import CLASS, SPATIAL, ClassMask, dice_error, kl_by_class, spatial_evidence, spatial_mask
 
 Array = npt.NDArray[Any]
@@ -39,11 +39,7 @@ def cells_of(target: Array, hw: tuple[int, ...]) -> Array:
 
 
 def known_of(target: Array, hw: tuple[int, ...]) -> Array:
-    return (cells_of(target, hw) != IGNORE) | film_of(target)
-
-
-def film_of(target: Array) -> Array:
-    return (target == IGNORE).all((1, 2))[:, None, None]
+    return cells_of(target, hw) != IGNORE
 
 
 def spatial_reference(kind: str, s: Array, t: Array, target: Array, base: float = 0.5, clip: float = 5.0) -> Array:
@@ -51,7 +47,7 @@ def spatial_reference(kind: str, s: Array, t: Array, target: Array, base: float 
     if kind == "uniform":
         return np.ones((len(s), *hw))
     cells, known = cells_of(target, hw), known_of(target, hw)
-    truth = np.where(cells == IGNORE, 0, cells)[:, None]
+    truth = np.where(cells >= IGNORE, 0, cells)[:, None]
     log_t = log_softmax(t)
     if kind == "confidence":
         m = np.exp(log_t).max(1)
@@ -59,11 +55,11 @@ def spatial_reference(kind: str, s: Array, t: Array, target: Array, base: float 
         m = 1 + (np.exp(log_t) * log_t).sum(1) / np.log(t.shape[1])
     elif kind == "gap":
         p_t, p_s = (np.take_along_axis(np.exp(log_softmax(z)), truth, 1)[:, 0] for z in (t, s))
-        m = np.where(cells == IGNORE, 0, np.maximum(0, p_t - p_s))
+        m = np.where(cells >= IGNORE, 0, np.maximum(0, p_t - p_s))
     else:
         m = kl_map(t, s)
         if kind == "disagreement_correct":
-            m = m * (film_of(target) | (t.argmax(1) == truth[:, 0]))
+            m = m * ((cells == UNKNOWN) | (t.argmax(1) == truth[:, 0]))
     mean = m[known].mean() if known.any() else 0.0
     return base + (1 - base) * np.clip(m / mean if mean > 1e-8 else np.ones_like(m), 0, clip)
 
@@ -83,7 +79,7 @@ def class_reference(
         return w
     if kind in ("dice", "gate"):
         cells = cells_of(target, hw)
-        labelled_cells = cells != IGNORE
+        labelled_cells = cells < IGNORE
         p = np.exp(log_softmax(s)).transpose(0, 2, 3, 1)[labelled_cells]
         y = cells[labelled_cells][:, None] == classes
         present = y.any(0)
@@ -113,7 +109,7 @@ def batch(seed: int, void: float, film: bool = False, grid: tuple[int, int] = (5
     target = torch.randint(0, K - 1, (2, *hw), generator=rng)
     target[torch.rand(2, *hw, generator=rng) < void] = IGNORE
     if film:
-        target[0] = IGNORE
+        target[0] = UNKNOWN
     return s, t, target
 
 
@@ -186,7 +182,7 @@ def test_spatial_masks_are_numpys(kind: str, seed: int, void: float, film: bool,
 def test_a_mask_without_evidence_is_flat_and_positive(kind: str, base: float) -> None:
     """Else, with base 0, a step on film (gap) or between equal networks would train no feature."""
     z = torch.zeros(2, 2, 3, 3)
-    mask = spatial_mask(kind, z, z, torch.full((2, 6, 6), IGNORE), base)
+    mask = spatial_mask(kind, z, z, torch.full((2, 6, 6), UNKNOWN), base)
     assert (mask > 0).all() and (mask == mask[0, 0, 0]).all()
 
 
@@ -301,7 +297,7 @@ def test_without_labels_only_the_kinds_that_need_none_move(kind: str) -> None:
     s, t, _ = batch(0, 0)
     t[:, 3] = -50
     mask = ClassMask(kind, K, (0.5, 2), 0.5)
-    mask.update(s, t, torch.full((2, 10, 14), IGNORE))
+    mask.update(s, t, torch.full((2, 10, 14), UNKNOWN))
     assert bool((mask.weight != 1).any()) == (kind in ("kl", "presence"))
 
 
@@ -319,13 +315,14 @@ def test_an_unlabelled_picture_of_a_batch_counts_where_no_label_is_needed(kind: 
 def test_cells_take_the_label_under_their_centre(hw: tuple[int, int]) -> None:
     target = batch(1, 0.4, film=True)[2]
     assert np.array_equal(numpy(to_cells(target, hw)), cells_of(numpy(target), hw))
-    assert np.array_equal(numpy(labelled(target, hw)), known_of(numpy(target), hw))
+    assert np.array_equal(numpy(counted(target, hw)), known_of(numpy(target), hw))
 
 
 def test_an_unlabelled_picture_counts_everywhere_and_a_void_cell_nowhere() -> None:
-    target = torch.full((2, 4, 4), IGNORE)
+    target = torch.full((2, 4, 4), UNKNOWN)
+    target[1] = IGNORE
     target[1, :2] = 0
-    assert labelled(target, (2, 2)).tolist() == [[[1, 1], [1, 1]], [[1, 1], [0, 0]]]
+    assert counted(target, (2, 2)).tolist() == [[[1, 1], [1, 1]], [[1, 1], [0, 0]]]
 
 
 def test_class_weights_move_by_a_share_in_each_part_of_a_step_and_never_to_nan() -> None:

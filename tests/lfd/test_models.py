@@ -35,7 +35,7 @@ def test_every_model_keeps_the_contract(name: str) -> None:
     grid = tuple(-(-side // stride) for side in size)
     out = model(torch.randn(2, 3, *size))
     assert out["out"].shape == (2, 5, *grid)
-    assert ("aux" in out) == ("resnet" in name)
+    assert ("aux" in out) == ("resnet" in name or "ddrnet" in name)
     assert all(v.shape == out["out"].shape for v in out.values())
     assert model.align_corners is ("mobilenet_v2" in name or "resnet18s" in name or "resnet50s" in name)
     taps = FeatureTaps(model.eval(), model.taps)  # type: ignore[arg-type]

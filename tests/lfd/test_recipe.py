@@ -16,7 +16,7 @@ def test_every_recipe_is_complete_short_and_valid(name: str, tmp_path: Path) -> 
     record = read_recipe(name)
     config = from_mapping(record)
     assert len((RECIPES / f"{name}.toml").read_text().splitlines()) <= 45
-    sections: dict[str, Any] = {"train": {"model"}, "data": {"source"}, "optimizer": set()}
+    sections: dict[str, Any] = {"train": {"model"}, "data": {"source", "val"}, "optimizer": set()}
     for section, given_elsewhere in sections.items():
         assert set(record[section]) | given_elsewhere == set(vars(getattr(config, section)))
     copy = tmp_path / "config.toml"
@@ -33,6 +33,9 @@ def test_every_recipe_is_complete_short_and_valid(name: str, tmp_path: Path) -> 
         ("train.compile=true", ("train", "compile"), True),
         ("data.size=180x240", ("data", "size"), "180x240"),
         ("distill.weights.aux=0.2", ("distill", "weights"), {"aux": 0.2}),
+        ("distill.student_taps.deep=3", ("distill", "student_taps"), {"deep": "3"}),
+        ('distill.student_taps.deep="3"', ("distill", "student_taps"), {"deep": "3"}),
+        ("distill.teacher=2026-01-31", ("distill", "teacher"), "2026-01-31"),
     ],
 )
 def test_set_changes_one_value(assignment: str, path: tuple[str, str], value: object) -> None:

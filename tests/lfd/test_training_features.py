@@ -63,10 +63,11 @@ def test_the_average_is_what_is_kept(folder: Path, tmp_path: Path) -> None:
 def test_accumulating_two_parts_is_the_mean_of_their_gradients() -> None:
     """With batch norm in evaluation, where parts do not see each other, they make the whole batch's step."""
     from lfd.distiller import Distiller
+    from lfd.methods import plan
     from lfd.spec import Preprocess
 
     torch.manual_seed(0)
-    distiller = Distiller(create_model("lraspp_mobilenet_v3_small", 3)[0], Preprocess((48, 64)), 3, "none").eval()
+    distiller = Distiller(create_model("lraspp_mobilenet_v3_small", 3)[0], Preprocess((48, 64)), 3, plan("none")).eval()
     image = torch.randint(0, 256, (4, 3, 48, 64), dtype=torch.uint8)
     target = torch.randint(0, 3, (4, 48, 64))
     distiller(image, target).total.backward()

@@ -134,6 +134,16 @@ def test_a_model_without_a_spec_is_named(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_tied_weights_are_written_and_come_back(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.first = model.second = nn.Conv2d(3, 3, 1)
+    model.register_buffer("part", model.first.weight.detach()[:2])
+    save_tensors(tmp_path / "x.safetensors", model.state_dict(), {})
+    state = read_tensors(tmp_path / "x.safetensors")
+    assert set(state) == set(model.state_dict())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
 def test_state_round_trip(tmp_path: Path) -> None:
     state = {"step": 3, "best": 0.5, "rng": torch.get_rng_state(), "nested": {"a": [torch.ones(2)]}}
     save_state(tmp_path / "s.pt", state)
