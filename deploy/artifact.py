@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lfd.errors import ModelError
 from lfd.files import to_json
@@ -17,6 +18,9 @@ from lfd.spec import MAX_JSON_BYTES, METADATA_KEY, ModelSpec, Scalar
 ENGINE_SCHEMA = 1
 PRECISION_KEY = "lfd_precision"
 """Metadata key of an .onnx file that says `fp32`, `fp16` or `int8`; without it a file is fp32."""
+
+INT8_TARGET_KEY = "lfd_int8_target"
+"""Key under which a quantised file says which runtime its Q/DQ pairs are for: `ort`, `openvino` or `trt`."""
 
 AMPERE = (8, 0)
 
@@ -69,6 +73,51 @@ def read_spec(metadata: Mapping[str, str], path: Path) -> ModelSpec:
             f"{path}: has no ModelSpec (classes, colours, input size). Fix: write the file with lfd-export onnx"
         )
     return ModelSpec.from_json(metadata[METADATA_KEY], str(path))
+
+
+def int8_target(path: Path) -> str | None:
+    """Return the runtime that a file was quantised for; None when it does not say, or is no ONNX file.
+
+    Read off the protocol buffer (ModelProto.metadata_props is field 14, of key 1 and value 2) before any runtime
+    has parsed the file, since it says which one should. The weights are skipped, not read.
+    """
+    with path.open("rb") as file:
+        for number, length in _blocks(file, path.stat().st_size):
+            if number == 14 and length <= MAX_JSON_BYTES:
+                entry = io.BytesIO(file.read(length))
+                pair = {part: entry.read(size) for part, size in _blocks(entry, length)}
+                if pair.get(1) == INT8_TARGET_KEY.encode():
+                    return pair.get(2, b"").decode(errors="replace")[:32]
+    return None
+
+
+def _blocks(file: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
+    """Yield number and length of a protocol buffer's length-delimited fields, with the file standing at each.
+
+    See https://protobuf.dev/programming-guides/encoding. Ends where there is none: a model has no thousands of fields.
+    """
+    for _ in range(10_000):
+        tag = _varint(file)
+        kind = tag & 7
+        length = _varint(file) if kind == 2 else {0: 0, 1: 8, 5: 4}.get(kind, end)
+        if kind == 0:
+            _varint(file)
+        after = file.tell() + length
+        if after > end or not tag:
+            return
+        if kind == 2:
+            yield tag >> 3, length
+        file.seek(after)
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = (file.read(1) or b"\0")[0]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            break
+    return value
 
 
 def sha256(path: Path) -> str:
@@ -188,7 +237,14 @@ def engine_info_path(engine: Path) -> Path:
 
 
 def read_engine_info(engine: Path) -> EngineInfo:
-    """Read the record beside an engine, and check by hash that it is this engine's.
+    """Read the record beside an engine; see `read_engine`."""
+    return read_engine(engine)[0]
+
+
+def read_engine(engine: Path) -> tuple[EngineInfo, bytes]:
+    """Read an engine and the record beside it, and check by hash that they belong together.
+
+    The bytes that were hashed are those returned: nobody can exchange the file in between.
 
     Raises:
         ModelError: Either file is missing or broken, or they do not belong together.
@@ -203,11 +259,12 @@ def read_engine_info(engine: Path) -> EngineInfo:
     if (size := beside.stat().st_size) > MAX_JSON_BYTES:
         raise ModelError(f"{beside}: {size} bytes; expected at most {MAX_JSON_BYTES}")
     info = EngineInfo.from_json(beside.read_text(encoding="utf-8", errors="replace"), str(beside))
-    if sha256(engine) != info.engine_sha256:
+    plan = engine.read_bytes()
+    if hashlib.sha256(plan).hexdigest() != info.engine_sha256:
         raise ModelError(
             f"{engine}: is not the engine that {beside.name} belongs to, or was cut short. {_rebuild(info, engine)}"
         )
-    return info
+    return info, plan
 
 
 def check_engine_fits(info: EngineInfo, here: Accelerator, engine: Path) -> None:

@@ -25,7 +25,7 @@ PROGRESS_S = 0.25
 HELP = """Run MODEL on every frame of SOURCE and send the result to each SINK.
 
 \b
-MODEL   an .onnx file written by lfd-export
+MODEL   an .onnx file or a TensorRT engine of lfd-export
 SOURCE  0, /dev/video0     a camera: the newest frame counts, late ones are dropped
         FILE               a film: every frame, in order
         DIR, 'GLOB'        pictures, in natural order
@@ -45,7 +45,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 source lost or absent, 4 model does not
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.argument("sinks", metavar="[SINK ...]", nargs=-1)
-@click.option("--backend", metavar="NAME", help="ort, openvino or openvino-bf16; by default the file's own.")
+@click.option("--backend", metavar="NAME", help="ort, openvino, openvino-bf16 or trt; by default the file's own.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Threads for one inference; 0: one a core.")
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of the colour.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="End after so many frames.")

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.artifact import BuildInfo, check_model_file
-from deploy.backends import openvino, ort
-from lfd.errors import ModelError, unknown
+from deploy.artifact import INT8_TARGET_KEY, BuildInfo, check_model_file, int8_target
+from deploy.backends import openvino, ort, trt
+from lfd.errors import ModelError, UsageError, unknown
 from lfd.preprocess import Image
-from lfd.spec import MAX_JSON_BYTES, ModelSpec
+from lfd.spec import ModelSpec
 
-INT8_TARGET_KEY = "lfd_int8_target"
-"""Key under which a quantised file says which runtime its Q/DQ pairs are for: `ort`, `openvino` or `trt`."""
+__all__ = [
+    "BACKENDS",
+    "ENGINES",
+    "INT8_TARGET_KEY",
+    "InferenceSession",
+    "as_class_map",
+    "choose_backend",
+    "class_map",
+    "int8_target",
+    "open_session",
+]
+
 ENGINES = (".engine", ".plan")
 
 
@@ -62,6 +71,7 @@ BACKENDS: dict[str, Callable[[Path, int], InferenceSession]] = {
     # A name of its own: bf16 is another arithmetic, with other class maps, on the same file. By its name it can be
     # asked for, measured beside the others and found in a report, and every caller can pass it on.
     "openvino-bf16": partial(openvino.OpenVinoSession, precision="bf16"),
+    "trt": trt.TrtSession,
 }
 
 
@@ -69,13 +79,15 @@ def open_session(path: Path, backend: str | None = None, threads: int = 0) -> In
     """Load a model.
 
     Args:
-        path: An .onnx file with a ModelSpec in it.
+        path: An .onnx file with a ModelSpec in it, or a TensorRT engine with its record beside it.
         backend: A name in BACKENDS; None takes the file's own, see `choose_backend`.
         threads: Threads for one inference; 0 leaves it to the runtime.
 
     Raises:
-        ModelError: The file is missing, broken, not one of ours, or was quantised for another runtime.
-        UsageError: There is no such backend.
+        ModelError: The file is missing, broken, not one of ours, or was quantised or built for another runtime or
+            device.
+        UsageError: There is no such backend, or it does not take such files.
+        MissingDependencyError: The runtime is not installed, or there is no GPU for it.
     """
     return BACKENDS[choose_backend(path, backend)](path, threads)
 
@@ -83,23 +95,36 @@ def open_session(path: Path, backend: str | None = None, threads: int = 0) -> In
 def choose_backend(path: Path, backend: str | None = None) -> str:
     """Return the name in BACKENDS of what will run a file.
 
-    Where none is asked for it is the runtime that the file was quantised for, and `ort` for any other file. `ort` does
-    not take what was quantised for another: symmetric int8 is two to three times slower there than fp32. (The class in
-    `deploy.backends` does, to see how accurate it is.) OpenVINO runs every flavour in int8, at the same speed.
+    An engine runs on `trt`. Where none is asked for it is the runtime that the file was quantised for, and `ort` for
+    any other file. `ort` does not take what was quantised for another: symmetric int8 is two to three times slower
+    there than fp32. (The class in `deploy.backends` does, to see how accurate it is.) OpenVINO runs every flavour in
+    int8, at the same speed.
 
     Raises:
-        ModelError: The file is missing, a TensorRT engine, or was quantised for another runtime.
-        UsageError: There is no such backend.
+        ModelError: The file is missing, or was quantised for another runtime.
+        UsageError: There is no such backend, or it does not take such files.
     """
     if backend is not None and backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     check_model_file(path)
     if path.suffix in ENGINES:
-        raise ModelError(
-            f"{path}: a TensorRT engine, for which this version has no backend; expected the .onnx file it was built "
-            "from, or trtexec, DeepStream or Triton to run it"
+        if backend not in (None, "trt"):
+            raise UsageError(
+                f"{path}: a TensorRT engine does not run on {backend}; expected the backend trt, or the .onnx file "
+                "it was built from"
+            )
+        return "trt"
+    if backend == "trt":
+        raise UsageError(
+            f"{path}: TensorRT runs engines. Fix: build one on the device with lfd-export trt {path} -o "
+            f"{path.with_suffix('.engine').name}"
         )
     target = int8_target(path)
+    if target == "trt" and backend is None:
+        raise ModelError(
+            f"{path}: was quantised for TensorRT, which runs engines. Fix: build one on the device with lfd-export "
+            f"trt {path} -o {path.with_suffix('.engine').name}, or take the backend openvino"
+        )
     chosen = backend or (target if target in BACKENDS else "ort")
     if chosen == "ort" and target not in (None, "ort"):
         raise ModelError(
@@ -107,51 +132,6 @@ def choose_backend(path: Path, backend: str | None = None) -> str:
             "Fix: take the backend openvino, or quantise it with lfd-export int8 --target ort"
         )
     return chosen
-
-
-def int8_target(path: Path) -> str | None:
-    """Return the runtime that a file was quantised for; None when it does not say, or is no ONNX file.
-
-    Read off the protocol buffer (ModelProto.metadata_props is field 14, of key 1 and value 2) before any runtime
-    has parsed the file, since it says which one should. The weights are skipped, not read.
-    """
-    with path.open("rb") as file:
-        for number, length in _blocks(file, path.stat().st_size):
-            if number == 14 and length <= MAX_JSON_BYTES:
-                entry = io.BytesIO(file.read(length))
-                pair = {part: entry.read(size) for part, size in _blocks(entry, length)}
-                if pair.get(1) == INT8_TARGET_KEY.encode():
-                    return pair.get(2, b"").decode(errors="replace")[:32]
-    return None
-
-
-def _blocks(file: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
-    """Yield number and length of a protocol buffer's length-delimited fields, with the file standing at each.
-
-    See https://protobuf.dev/programming-guides/encoding. Ends where there is none: a model has no thousands of fields.
-    """
-    for _ in range(10_000):
-        tag = _varint(file)
-        kind = tag & 7
-        length = _varint(file) if kind == 2 else {0: 0, 1: 8, 5: 4}.get(kind, end)
-        if kind == 0:
-            _varint(file)
-        after = file.tell() + length
-        if after > end or not tag:
-            return
-        if kind == 2:
-            yield tag >> 3, length
-        file.seek(after)
-
-
-def _varint(file: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = (file.read(1) or b"\0")[0]
-        value |= (byte & 127) << shift
-        if byte < 128:
-            break
-    return value
 
 
 def class_map(session: InferenceSession, image: Image) -> Image:

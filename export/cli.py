@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from export.bundle_cli import all_command
+from export.cli_inputs import data_of, need
 from lfd.console import Group, guarded, parse_size
-from lfd.errors import ExportError, UsageError, require
+from lfd.errors import ExportError, UsageError
 from lfd.files import check_free
 
 PARITY_PICTURES = 32
@@ -18,24 +20,6 @@ PARITY_PICTURES = 32
 @click.version_option(package_name="lfd-toolkit")
 def main() -> None:
     """Export trained networks, and prove that nothing was lost."""
-
-
-def _need() -> None:
-    """Say which extra is missing, before an import fails somewhere inside."""
-    for module in ("cv2", "torch", "torchvision", "safetensors", "onnx", "onnxscript", "onnxruntime"):
-        require(module, "export")
-
-
-def _data_of(run: Path, data: str | None) -> str:
-    """Return the data set to check on: the one given, or the one that the run was trained on."""
-    from lfd.recipe import from_mapping, read_recipe  # noqa: PLC0415
-
-    if data is not None:
-        return data
-    saved = (run if run.is_dir() else run.parent) / "config.toml"
-    if not saved.is_file():
-        raise UsageError(f"{saved}: no such file to tell the data set; give --data NAME:PATH for the parity check")
-    return from_mapping(read_recipe(str(saved))).data.source
 
 
 @main.command("onnx")
@@ -57,9 +41,11 @@ def onnx_command(
     and width are constant. lfd-run and lfd-bench take files for one frame and `dynamic` ones, which are for servers and
     for TensorRT engines with a range of batches.
     """
-    _need()
+    need()
+    from export.parity import compare  # noqa: PLC0415
+    from export.runnable import open_file  # noqa: PLC0415
     from export.to_onnx import parse_batch, to_onnx  # noqa: PLC0415
-    from export.verify import compare, of_model, open_runnable  # noqa: PLC0415
+    from export.verify import of_model  # noqa: PLC0415
     from lfd.checkpoint import load_model  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
     from lfd.evaluate import check_labels  # noqa: PLC0415
@@ -72,11 +58,12 @@ def onnx_command(
     check_free(out, overwrite)
     size_hw, frames = parse_size(size) if size else None, parse_batch(batch)
     model, spec = load_model(run)
-    dataset = open_dataset(_data_of(run, data), "val")
+    dataset = open_dataset(data_of(run, data), "val", spec.labels)
     check_labels(spec.labels, dataset.labels, "the data set of the parity check")
     with replacing(out) as aside:  # the name appears once parity holds
         exported = to_onnx(model, spec, aside, size_hw, output, frames)
-        parity = compare(of_model(model, exported), open_runnable(aside), dataset, limit=pictures)
+        with open_file(aside) as written:
+            parity = compare(of_model(model, exported), written, dataset, limit=pictures)
         if not parity:
             raise ExportError(f"{out} was not written: the graph is not the model. {parity}")
     height, width = exported.preprocess.size_hw
@@ -90,8 +77,8 @@ def onnx_command(
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--data", required=True, metavar="NAME:PATH@SPLIT", help="Labelled set; its test split by default.")
 @click.option("--min-agreement", default=0.999, show_default=True, help="Smallest share of equal pixels that passes.")
-@click.option("--backend-a", metavar="NAME", help="What runs A, an .onnx file; by default what it was quantised for.")
-@click.option("--backend-b", metavar="NAME", help="What runs B: ort, openvino or openvino-bf16.")
+@click.option("--backend-a", metavar="NAME", help="What runs A, a file; by default what it was made for.")
+@click.option("--backend-b", metavar="NAME", help="What runs B: ort, openvino, openvino-bf16 or trt.")
 @click.option("--pictures", type=click.IntRange(1), help="Compare on so many, spread over the set; all by default.")
 @click.option("--worst", type=click.IntRange(1, 1000), default=8, show_default=True, help="Frames to name or to draw.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="New folder for pictures of them.")
@@ -109,14 +96,16 @@ def verify(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare two models, runs or .onnx files, pixel by pixel on a labelled set; exit 1 when they differ.
+    """Compare two models, runs, .onnx files or engines, pixel by pixel on a labelled set; exit 1 when they differ.
 
     A is the reference: differences are B less A. With --out, the frames on which they differ most are drawn: frame,
     truth, A, B, and where they differ; verify.json is the record.
     """
-    _need()
+    need()
     from export.differences import check_folder, write_folder  # noqa: PLC0415
-    from export.verify import compare, open_runnable  # noqa: PLC0415
+    from export.parity import compare  # noqa: PLC0415
+    from export.runnable import FILES  # noqa: PLC0415
+    from export.verify import open_runnable  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
     from lfd.files import to_json  # noqa: PLC0415
 
@@ -125,10 +114,10 @@ def verify(
     if out is not None:
         check_folder(out)
     second = open_runnable(b, backend=backend_b)
-    first = open_runnable(a, second.spec.preprocess.size_hw if b.suffix == ".onnx" else None, backend_a)
-    if b.suffix != ".onnx" and a.suffix == ".onnx":
+    first = open_runnable(a, second.spec.preprocess.size_hw if b.suffix in FILES else None, backend_a)
+    if b.suffix not in FILES and a.suffix in FILES:
         second = open_runnable(b, first.spec.preprocess.size_hw)
-    dataset = open_dataset(data, "test")
+    dataset = open_dataset(data, "test", first.spec.labels)
     parity = compare(first, second, dataset, pictures, min_agreement)
     sides = {
         letter: {"path": str(path), "model": runnable.spec.model, "runtime": runnable.runtime}
@@ -160,7 +149,7 @@ def verify(
 @guarded
 def fp16_command(source: Path, out: Path, data: str, pictures: int, min_agreement: float, overwrite: bool) -> None:
     """Write SOURCE, an fp32 .onnx of lfd-export, in fp16; checked against it on real frames."""
-    _need()
+    need()
     from export.fp16 import checked_fp16  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
 
@@ -209,7 +198,7 @@ def int8_command(
     overwrite: bool,
 ) -> None:
     """Write SOURCE, an fp32 .onnx of lfd-export, in INT8 for one target, when it is accurate and fast enough."""
-    _need()
+    need()
     from export.calibration import gate_data, open_frames  # noqa: PLC0415
     from export.fp16 import load_source  # noqa: PLC0415
     from export.gate import gated_int8  # noqa: PLC0415
@@ -221,11 +210,13 @@ def int8_command(
         raise UsageError(f"{out}: expected a name that ends in .onnx")
     if pictures is not None and pictures < 1:
         raise UsageError(f"--pictures {pictures}; expected at least 1")
+    if report == out:
+        raise UsageError(f"--report {report} is the model's own name; choose another")
     for path in [out, *([report] if report else [])]:
         check_free(path, overwrite)
     _, spec = load_source(source)
     evaluation = open_dataset(gate_data(calib, data), "val")
-    runner = DeployRunner(spec, evaluation, target, pictures)
+    runner = DeployRunner(source, evaluation, target, pictures)
     chosen = open_frames(calib, spec, frames)
     found = gated_int8(
         source, out, chosen, target, method, evaluation, max_miou_drop, speed, runner,
@@ -281,6 +272,9 @@ def trt_command(onnx: Path, out: Path, batch: str | None, overwrite: bool, **opt
     finally:
         line.end()
     click.echo(str(report))
+
+
+main.add_command(all_command)
 
 
 if __name__ == "__main__":

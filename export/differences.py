@@ -9,7 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from export.verify import Parity, Runnable, both_maps, restored
+from export.parity import Parity, both_maps, restored
+from export.runnable import Runnable
 from lfd.charts import dim, key
 from lfd.data import Dataset
 from lfd.data.base import Sample

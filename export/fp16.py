@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from deploy.artifact import PRECISION_KEY, check_model_file, read_spec
+from export.errors import GateError
 from export.int8_graph import CORE, PAIR, Graph, drop_unused, prepare, replace_nodes
+from export.parity import Parity, compare
+from export.runnable import Runnable, open_file
 from lfd.data import Dataset
 from lfd.errors import ExportError, ModelError
 from lfd.files import replacing
 from lfd.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from export.verify import Parity
 
 MIN_AGREEMENT_FP16 = 0.995
 """Share of pixels on which fp16 must give the class of its source; trained networks lose a tenth of that or less."""
@@ -32,7 +31,14 @@ FP32_OPS = frozenset(
         # Sums over the whole grid: fp16 has 11 bits, and 65504 is soon reached.
         *("ReduceMean", "ReduceSum", "GlobalAveragePool", "CumSum"),
         # Small differences, squares and exponentials.
-        *("BatchNormalization", "InstanceNormalization", "LayerNormalization", "Softmax", "LogSoftmax"),
+        *(
+            "BatchNormalization",
+            "GroupNormalization",
+            "InstanceNormalization",
+            "LayerNormalization",
+            "Softmax",
+            "LogSoftmax",
+        ),
         *("Exp", "Log", "Pow", "Sqrt", "Reciprocal", "Softplus"),
     }
 )
@@ -122,7 +128,13 @@ def to_fp16(source: Path, out: Path) -> list[str]:
 
 
 def checked_fp16(
-    source: Path, out: Path, dataset: Dataset, pictures: int | None = None, required: float = MIN_AGREEMENT_FP16
+    source: Path,
+    out: Path,
+    dataset: Dataset,
+    pictures: int | None = None,
+    required: float = MIN_AGREEMENT_FP16,
+    reference: Runnable | None = None,
+    threads: int = 0,
 ) -> tuple[list[str], Parity]:
     """Write an fp32 ONNX file of ours in fp16 once it agrees with its source on real frames.
 
@@ -132,6 +144,8 @@ def checked_fp16(
         dataset: Labelled pictures of the model's classes.
         pictures: At most so many, spread evenly; None takes all.
         required: Share of pixels that must have the same class.
+        reference: What it is held against; the source by default.
+        threads: For one inference; 0 leaves it to the runtime.
 
     Returns:
         What stayed in fp32, as `Op name`, and how alike they are.
@@ -139,15 +153,14 @@ def checked_fp16(
     Raises:
         ModelError: The source is missing, not ours, or not fp32, or the labels do not fit.
         DataError: A picture cannot be read.
-        ExportError: They differ too much; nothing was written.
+        GateError: They differ too much; nothing was written.
     """
-    from export.verify import compare, open_runnable  # noqa: PLC0415 - torch, which int8 does without
-
     with replacing(out) as aside:
         kept = to_fp16(source, aside)
-        parity = compare(open_runnable(source), open_runnable(aside), dataset, pictures, required)
+        with reference or open_file(source, "ort", threads) as a, open_file(aside, "ort", threads) as b:
+            parity = compare(a, b, dataset, pictures, required)
         if not parity:
-            raise ExportError(
+            raise GateError(
                 f"{out} was not written: fp16 changes the classes. {parity}. Fix: ship {source.name}, or allow more"
             )
     return kept, parity

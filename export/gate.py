@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from export.calibration import Frames
+from export.errors import GateError
 from export.fp16 import load_source, save_checked
 from export.int8 import Calibrated, QuantReport, Target, build, calibrate, report
 from export.int8_ranges import Method
 from export.int8_rank import RANK_FRAMES, rank_layers
 from export.int8_runner import DeployRunner
 from lfd.data import Dataset
-from lfd.errors import DataError, ExportError, UsageError
+from lfd.errors import DataError, UsageError
 from lfd.files import replacing
 
 MAX_MIOU_DROP = 1.0
@@ -28,14 +29,18 @@ Say = Callable[[str], None]
 
 
 class Runner(Protocol):
-    """Scores and times a file as deployed."""
+    """Scores and times files as deployed, beside the source they were made of."""
+
+    def source_miou(self) -> float:
+        """Return the mean IoU of the source, in [0, 1]."""
+        ...
 
     def miou(self, path: Path) -> float:
         """Return the mean IoU in [0, 1]."""
         ...
 
-    def latency_ms(self, source: Path, int8: Path) -> tuple[float, float] | None:
-        """Return the median of either, from samples taken in turns; None where the target does not run here."""
+    def latency_ms(self, path: Path) -> tuple[float, float] | None:
+        """Return the median of the source and of a file, taken in turns; None where the target does not run here."""
         ...
 
 
@@ -159,34 +164,86 @@ def gated_int8(
         UsageError: `max_miou_drop` is negative or no number.
         DataError: The labelled set has no labelled pixel, or a picture cannot be read.
         ModelError: The source or the labels do not fit.
-        ExportError: Not even the last layer in int8 keeps to the accuracy.
+        GateError: Not even the last layer in int8 keeps to the accuracy.
         OSError: The result cannot be written.
     """
     if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
         raise UsageError(f"{max_miou_drop} points of mIoU; expected a number from 0")
-    _, spec = load_source(source)
-    runner = runner or DeployRunner(spec, evaluation, target)
+    check_drop(max_miou_drop)
+    load_source(source)
+    runner = runner or DeployRunner(source, evaluation, target)
     say = say or (lambda line: None)
-    source_miou = runner.miou(source)
-    if math.isnan(source_miou):
-        raise DataError("the labelled set of the gate has no labelled pixel; mIoU cannot be compared")
+    _check_miou(runner.source_miou())  # before minutes of calibration
     say(f"calibrating on {len(frames)} frames, {method}")
-    calibrated = calibrate(source, frames, method)
+    return gated(calibrate(source, frames, method), source, out, target, runner, max_miou_drop, speed, say)
+
+
+def gated(
+    calibrated: Calibrated,
+    source: Path,
+    out: Path,
+    target: Target,
+    runner: Runner,
+    max_miou_drop: float = MAX_MIOU_DROP,
+    speed: bool = True,
+    say: Say = lambda line: None,
+    rank: Callable[[], Mapping[str, float]] | None = None,
+) -> GateReport:
+    """Do as `gated_int8` with a network that is calibrated already; one calibration serves all targets.
+
+    Args:
+        calibrated: Made of the source.
+        source: See `gated_int8`, as for all others.
+        out: See there.
+        target: See there.
+        runner: See there.
+        max_miou_drop: See there.
+        speed: See there.
+        say: See there.
+        rank: Returns what `rank_layers` does, which does not depend on the target either.
+    """
+    check_drop(max_miou_drop)
+    source_miou = runner.source_miou()
+    _check_miou(source_miou)
     with tempfile.TemporaryDirectory(prefix="lfd-gate-") as folder:
-        search = _Search(calibrated, target, runner, source, source_miou, Path(folder) / "int8.onnx", speed, say)
-        while search.steps[-1].drop > max_miou_drop:
-            search.put_back(max_miou_drop)
-        last = search.steps[-1]
-        faster, note = _speed(last, target, speed)
-        ship = out.name if faster is not False else source.name
+        rank = rank or (lambda: rank_layers(calibrated, calibrated.frames.some(RANK_FRAMES)))
+        search = _Search(calibrated, target, runner, source_miou, Path(folder) / "int8.onnx", speed, say, rank)
+        accurate = True
+        while accurate and search.steps[-1].drop > max_miou_drop:
+            accurate = search.put_back(max_miou_drop)
+        faster, note = _speed(search.steps[-1], target, speed)
         found = GateReport(
             source.name, out.name, report(calibrated, target, search.kept), max_miou_drop, source_miou,
-            tuple(search.steps), search.ranking, True, faster, note, ship,
+            tuple(search.steps), dict(search.ranking), accurate, faster, note,
+            out.name if accurate and faster is not False else source.name,
         )  # fmt: skip
+        if not accurate:
+            best = max(found.steps, key=lambda step: step.miou)
+            raise GateError(
+                f"int8 loses {best.drop:.2f} points of mIoU at best, with {best.kept_in_all} of {len(found.ranking)} "
+                f"layers in float, and {max_miou_drop:g} are allowed; nothing was written. Fix: ship "
+                f"{source.name} or its fp16, calibrate by another method or on more frames, or allow more",
+                found.to_dict(),
+            )
         if found:
             with replacing(out) as aside:
                 shutil.copyfile(search.path, aside)
     return found
+
+
+def check_drop(max_miou_drop: float) -> None:
+    """Refuse what is no number of points.
+
+    Raises:
+        UsageError: It is negative, or not finite.
+    """
+    if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
+        raise UsageError(f"{max_miou_drop} points of mIoU; expected a number from 0")
+
+
+def _check_miou(miou: float) -> None:
+    if math.isnan(miou):
+        raise DataError("the labelled set of the gate has no labelled pixel; mIoU cannot be compared")
 
 
 def _speed(step: Step, target: Target, wanted: bool) -> tuple[bool | None, str]:
@@ -208,47 +265,38 @@ class _Search:
         calibrated: Calibrated,
         target: Target,
         runner: Runner,
-        source: Path,
         source_miou: float,
         path: Path,
         speed: bool,
         say: Say,
+        rank: Callable[[], Mapping[str, float]],
     ) -> None:
-        self.calibrated, self.target, self.runner = calibrated, target, runner
-        self.source, self.source_miou, self.path, self.speed, self.say = source, source_miou, path, speed, say
+        self.calibrated, self.target, self.runner, self.rank = calibrated, target, runner, rank
+        self.source_miou, self.path, self.speed, self.say = source_miou, path, speed, say
         self.kept: list[str] = []
         self.steps: list[Step] = []
-        self.ranking: dict[str, float] = {}
+        self.ranking: Mapping[str, float] = {}
         self._try(())
 
-    def put_back(self, max_miou_drop: float) -> None:
-        """Put the next worst layers back to float and try again.
-
-        Raises:
-            ExportError: No layer is left in int8.
-        """
+    def put_back(self, max_miou_drop: float) -> bool:
+        """Put the next worst layers back to float and try again; return false when none is left in int8."""
         if not self.ranking:
             self.say(f"{self.steps[0].drop:.2f} points lost, {max_miou_drop:g} allowed: ranking the layers")
-            self.ranking = rank_layers(self.calibrated, self.calibrated.frames.some(RANK_FRAMES))
+            self.ranking = self.rank()
         number = len(self.steps)
         size = 1 if number <= SINGLE_STEPS else 2 ** (number - SINGLE_STEPS)
         left = [name for name in self.ranking if name not in self.kept]
-        if len(left) <= size:  # a file without anything in int8 is no int8 file
-            size = len(left) - 1
+        size = min(size, len(left) - 1)  # a file without anything in int8 is no int8 file
         if size < 1:
-            best = max(self.steps, key=lambda step: step.miou)
-            raise ExportError(
-                f"int8 loses {best.drop:.2f} points of mIoU at best, with {best.kept_in_all} of {len(self.ranking)} "
-                f"layers in float, and {max_miou_drop:g} are allowed; nothing was written. Fix: ship "
-                f"{self.source.name} or its fp16, calibrate by another method or on more frames, or allow more"
-            )
+            return False
         self._try(left[:size])
+        return True
 
     def _try(self, names: Sequence[str]) -> None:
         self.kept += names
         save_checked(build(self.calibrated, self.target, self.kept), self.path)
         miou = self.runner.miou(self.path)
-        times = self.runner.latency_ms(self.source, self.path) if self.speed else None
+        times = self.runner.latency_ms(self.path) if self.speed else None
         before = self.steps[-1] if self.steps else None
         bought = (miou - before.miou) * 100 if before else 0.0
         cost = times[1] - before.int8_ms if before and before.int8_ms is not None and times else None

@@ -9,16 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lfd.errors import ExportError
 from lfd.spec import Preprocess
 
 
-def _first_convolution(model: nn.Module, size_hw: tuple[int, int]) -> nn.Conv2d:
-    """Return the convolution that sees the picture, found by running the network once.
-
-    Raises:
-        ExportError: The picture goes somewhere else first, or to several convolutions.
-    """
+def _first_convolution(model: nn.Module, size_hw: tuple[int, int]) -> nn.Conv2d | None:
+    """Return the one plain convolution that is handed the picture, found by running the network; None without one."""
     seen: list[nn.Conv2d] = []
     probe = torch.zeros(1, 3, *size_hw)
 
@@ -31,19 +26,39 @@ def _first_convolution(model: nn.Module, size_hw: tuple[int, int]) -> nn.Conv2d:
         model(probe)
     for handle in handles:
         handle.remove()
-    if len(seen) != 1 or seen[0].groups != 1 or seen[0].padding_mode != "zeros":
-        raise ExportError(
-            f"{type(model).__name__}: {len(seen)} convolutions take the picture; expected one plain Conv2d, "
-            "into which the channel order and the standard deviation are folded"
-        )
-    return seen[0]
+    plain = len(seen) == 1 and seen[0].groups == 1 and seen[0].padding_mode == "zeros"
+    return seen[0] if plain else None
+
+
+def _fold(network: nn.Module, preprocess: Preprocess, order: list[int]) -> bool:
+    """Fold channel order and 1 / (255 std) into the first convolution, where that leaves the network as it is.
+
+    Somebody else's network may hand the picture to something else as well, which no hook sees: what comes out before
+    and after tells. Where it differs, nothing is changed.
+    """
+    first = _first_convolution(network, preprocess.size_hw)
+    if first is None:
+        return False
+    scale = 255 * torch.tensor(preprocess.std).view(1, 3, 1, 1)
+    numbers = torch.Generator().manual_seed(0)
+    probe = torch.randn(1, 3, *preprocess.size_hw, generator=numbers)
+    before = first.weight.detach().clone()
+    with torch.no_grad():
+        expected = network(probe)["out"]
+        first.weight.copy_((before / scale)[:, order])
+        found = network((probe * scale)[:, order])["out"]
+        same = torch.allclose(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+        if not same:
+            first.weight.copy_(before)
+    return same
 
 
 class DeployGraph(nn.Module):
     """Frame to class map: (B, H, W, 3) BGR uint8 to (B, H, W) uint8, or to (B, K, H, W) float32 logits.
 
     The channel flip and 1 / (255 std) are folded into the first convolution, which costs nothing at run
-    time; the mean stays a subtraction in front of it, because zero padding must stay the mean colour.
+    time; the mean stays a subtraction in front of it, because zero padding must stay the mean colour. A network that
+    does not begin with one convolution has both in front of it.
     The class map goes through float32 on its way to uint8, since TensorRT takes uint8 only at the border.
 
     Args:
@@ -51,11 +66,12 @@ class DeployGraph(nn.Module):
         preprocess: Its input.
         output: `class_map` or `logits`.
 
-    Raises:
-        ExportError: The network does not begin with one convolution.
+    Attributes:
+        folded: Whether the first convolution has taken flip and deviation.
     """
 
     mean: Tensor
+    scale: Tensor
 
     def __init__(self, model: nn.Module, preprocess: Preprocess, output: Literal["class_map", "logits"]) -> None:
         super().__init__()
@@ -63,17 +79,21 @@ class DeployGraph(nn.Module):
         self.size_hw = preprocess.size_hw
         self.output = output
         self.align_corners = bool(getattr(model, "align_corners", False))
-        first = _first_convolution(self.network, preprocess.size_hw)
-        order = [2, 1, 0] if preprocess.color == "RGB" else [0, 1, 2]
+        self.flip = preprocess.color == "RGB"
+        order = [2, 1, 0] if self.flip else [0, 1, 2]
+        self.folded = _fold(self.network, preprocess, order)
         mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
-        with torch.no_grad():
-            first.weight.copy_((first.weight / (255 * std.view(1, 3, 1, 1)))[:, order])
         self.register_buffer("mean", (255 * mean)[order].view(1, 1, 1, 3))
+        self.register_buffer("scale", 1 / (255 * std)[order].view(1, 1, 1, 3))
 
     def forward(self, frame: Tensor) -> Tensor:
         """Return the class map, or the logits, at the frame's size."""
-        pixels = (frame.float() - self.mean).permute(0, 3, 1, 2)
-        logits: Tensor = self.network(pixels)["out"]
+        pixels = frame.float() - self.mean
+        if not self.folded:
+            pixels = pixels * self.scale
+            if self.flip:  # by slices: an index would become GatherND
+                pixels = torch.cat([pixels[..., 2:], pixels[..., 1:2], pixels[..., :1]], -1)
+        logits: Tensor = self.network(pixels.permute(0, 3, 1, 2))["out"]
         full = F.interpolate(logits, self.size_hw, mode="bilinear", align_corners=self.align_corners)
         if self.output == "logits":
             return full

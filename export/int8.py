@@ -5,7 +5,7 @@
     openvino    int8, symmetric            int8 per channel    fp32        export.int8_insert
     trt         int8, symmetric            int8 per channel    fp16        export.int8_insert
 
-One file does not serve all: ONNX Runtime runs the symmetric one 3 times slower than fp32 (../shared/docs/DEPLOY.md).
+One file does not serve all: ONNX Runtime runs the symmetric one 3 times slower than fp32.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Histogram:
             self.top *= 2
         # Every so manieth value, by an odd step, so that not one column of the grid alone is seen.
         step = max(1, len(flat) // MAX_VALUES) | 1
-        sizes = np.abs(flat[::step]) * (BINS / self.top)
+        sizes = np.abs(flat[::step]).astype(np.float64) * (BINS / self.top)  # of tiny values the factor is no float32
         self.counts += np.bincount(np.minimum(sizes, BINS - 1).astype(np.int64), minlength=BINS)
 
     def threshold(self, method: Method) -> float:

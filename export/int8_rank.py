@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from export.int8 import Calibrated
 from export.int8_insert import insert_pairs
+from export.runnable import float_options
 from lfd.errors import require
 from lfd.preprocess import Image
 
@@ -67,15 +68,3 @@ def _logits(model: ModelProto, frames: Sequence[Image]) -> list[NDArray[np.float
     repeats = max(1, shape.dim[0].dim_value)
     logits = (session.run([name], {model.graph.input[0].name: np.repeat(f[None], repeats, 0)})[0] for f in frames)
     return [(values - values.mean(1, keepdims=True)).astype(np.float64) for values in logits]
-
-
-def float_options() -> Any:
-    """Return options by which ONNX Runtime computes Q/DQ pairs as they are written, in float, and fuses none.
-
-    What is for TensorRT is scored so: with its own kernels it is slow, and rejects scales in fp16.
-    """
-    ort: Any = require("onnxruntime", "export")
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.log_severity_level = 4
-    return options

@@ -16,18 +16,15 @@ import torch
 from torch import nn
 
 from export.graph import DeployGraph
+from export.runnable import BATCH_KEY, DYNAMIC, MAX_BATCH
 from lfd.errors import ExportError, UsageError
+from lfd.models.external_outputs import check_input_size
 from lfd.profile import count_macs, count_parameters
 from lfd.spec import METADATA_KEY, ModelSpec
 
 OPSET = 20
 """The newest that ONNX Runtime's static quantisation takes, and old enough for OpenVINO and for TensorRT 10 and 11: one
 number serves all that follows, so that it is no option."""
-
-MAX_BATCH = 4096
-DYNAMIC = "dynamic"
-BATCH_KEY = "frames_per_run"
-"""In `ModelSpec.provenance`, whose `batch` is the training's: how many frames a run takes, or DYNAMIC; else one."""
 
 
 def parse_batch(text: str) -> int | Literal["dynamic"]:
@@ -83,8 +80,10 @@ def to_onnx(
         The specification as embedded in the file.
 
     Raises:
+        UsageError: The network does not take this size.
         ExportError: The exporter failed, or the file does not pass ONNX's own check.
     """
+    check_input_size(model, size_hw or spec.preprocess.size_hw)
     preprocess = dataclasses.replace(spec.preprocess, size_hw=size_hw or spec.preprocess.size_hw)
     graph = DeployGraph(model, preprocess, output)
     provenance = {

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.artifact import BuildInfo, EngineInfo, engine_info_path
+from deploy.backends.cuda import find_gpu, require_tensorrt
+from deploy.session import ENGINES
 from export.trt_build import Build, Progress
-from export.trt_device import find_gpu, require_tensorrt
 from export.trt_graph import Request, read_request
 from export.trt_layers import Layer, Outcome, check, compare, read_layers
 from export.trt_options import TrtOptions, batch_of, trtexec_line
@@ -24,8 +25,6 @@ from lfd.errors import ExportError, UsageError
 from lfd.files import replacing
 
 __all__ = ["EngineReport", "Progress", "TrtOptions", "build_engine", "trtexec_line"]
-
-SUFFIXES = (".engine", ".plan")
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,14 @@ def build_engine(
     Raises:
         UsageError: Options that do not fit the file or this GPU.
         ModelError: The file is broken, or not one of ours.
-        ExportError: There is no GPU, TensorRT cannot build it, or it does not compute as asked.
-        MissingDependencyError: TensorRT or cuda-bindings is missing.
+        ExportError: TensorRT cannot build it, or it does not compute as asked.
+        MissingDependencyError: TensorRT, cuda-bindings or a GPU is missing.
         KeyboardInterrupt: Ctrl-C; the build was stopped, and nothing is left of it.
     """
-    if out.suffix not in SUFFIXES:
-        raise UsageError(f"{out}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    if out.suffix not in ENGINES:
+        raise UsageError(f"{out}: expected a name that ends in {' or '.join(ENGINES)}")
+    if options.timing_cache in (out, engine_info_path(out)):
+        raise UsageError(f"timing cache {options.timing_cache} is one of the engine's own files; choose another name")
     request = read_request(onnx) if isinstance(onnx, Path) else onnx
     batch = batch_of(request, options)
     trt = require_tensorrt()

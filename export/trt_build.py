@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.artifact import AMPERE, Accelerator
+from deploy.backends.cuda import MAX_REASON, ErrorLog, make_logger
 from export.trt_graph import Request
 from export.trt_options import TrtOptions
 from lfd.errors import ExportError, UsageError
 
 POLL_SECONDS = 0.5
 MAX_CACHE_BYTES = 1 << 30
-MAX_REASON = 400
 
 
 @dataclass(frozen=True)
@@ -52,36 +52,12 @@ class _State:
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.phases: dict[str, tuple[int, int]] = {}  # in the order in which they began
-        self.errors: list[str] = []
+        self.log = ErrorLog()
 
     def now(self, start: float) -> Progress:
         with self.lock:
             phase, (done, total) = next(reversed(self.phases.items()), ("", (0, 0)))
         return Progress(phase, done, total, time.monotonic() - start, self.stop.is_set())
-
-    def reason(self) -> str:
-        """Return what TensorRT complained about, in one line."""
-        with self.lock:
-            text = "; ".join(dict.fromkeys(self.errors)) or "it gave no reason"
-        text = " ".join(text.split())
-        return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " ..."
-
-
-def _make_logger(trt: Any, state: _State) -> Any:
-    severe = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors for the exception; the rest is about TensorRT's insides."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in severe:
-                with state.lock:
-                    state.errors.append(msg)
-
-    return Log()
 
 
 def _make_monitor(trt: Any, state: _State) -> Any:
@@ -125,7 +101,7 @@ class Build:
     def __init__(self, trt: Any, gpu: Accelerator, request: Request, options: TrtOptions) -> None:
         self._trt, self._gpu, self._request, self._options = trt, gpu, request, options
         self._state = _State()
-        self._logger = _make_logger(trt, self._state)
+        self._logger = make_logger(trt, self._state.log.add)
         builder = trt.Builder(self._logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self._logger)
@@ -144,7 +120,7 @@ class Build:
             complaint = parser.get_error(index)
             found.append(f"{complaint.node_operator()} {complaint.node_name()}: {complaint.desc()}")
         text = " ".join("; ".join(dict.fromkeys(found)).split())
-        return text[:MAX_REASON] or self._state.reason()
+        return text[:MAX_REASON] or self._state.log.reason()
 
     def _configure(self) -> None:
         trt, config, options = self._trt, self._config, self._options
@@ -239,7 +215,7 @@ class Build:
             self._state.stop.set()  # whatever ends the wait, nobody wants the engine any more
         plan = result[0]
         if plan is None or isinstance(plan, Exception):
-            reason = self._state.reason() if plan is None else " ".join(str(plan).split())[:MAX_REASON]
+            reason = self._state.log.reason() if plan is None else " ".join(str(plan).split())[:MAX_REASON]
             raise ExportError(
                 f"{self._request.path}: TensorRT {self._gpu.tensorrt} could not build an engine from it ({reason})"
             )
@@ -258,7 +234,7 @@ class Build:
         low, best, high = ((size, *shape[1:]) for size in batch)
         profile.set_shape(self._request.input_name, low, best, high)
         if self._config.add_optimization_profile(profile) < 0:
-            raise ExportError(f"{self._request.path}: TensorRT refuses batches of {batch} ({self._state.reason()})")
+            raise ExportError(f"{self._request.path}: TensorRT refuses batches of {batch} ({self._state.log.reason()})")
 
     def inspect(self, plan: memoryview) -> str:
         """Return the inspector's JSON for an engine that this object has just built.
@@ -276,7 +252,7 @@ class Build:
         if engine is None:
             raise ExportError(
                 f"{self._request.path}: TensorRT {self._gpu.tensorrt} cannot load the engine that it built "
-                f"({self._state.reason()})"
+                f"({self._state.log.reason()})"
             )
         inspector = engine.create_engine_inspector()
         return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

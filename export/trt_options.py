@@ -72,7 +72,7 @@ def parse_batch(text: str) -> tuple[int, int, int]:
         UsageError: Anything else.
     """
     parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
+    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdecimal() and len(part) < 9 for part in parts):
         raise UsageError(f"batch {text!r}; expected MIN:OPT:MAX, such as 1:4:8, or one number")
     numbers = [int(part) for part in parts] * (3 // len(parts))
     return numbers[0], numbers[1], numbers[2]

@@ -1,19 +1,22 @@
-"""A stand-in for the module tensorrt, in the shape of 10.3 or 11.4: the names that the export uses, no others.
+"""A stand-in for the module tensorrt, in the shape of 10.3 or 11.4: the names that export and runtime use, no others.
 
 Its classes have slots, as pybind's have: an attribute that does not exist cannot be set. `test_trt_api.py` holds its
-names and signatures against TensorRT's own.
+names and signatures against TensorRT's own. Its plans are JSON; one that was built from an ONNX file computes with ONNX
+Runtime, and one of `plan` gives the largest channel of each pixel.
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-import onnx
+import numpy as np
 
 
 @dataclass
@@ -32,6 +35,12 @@ class Script:
     cache_fits: bool = True
     steps: int = 3
     at_step: Callable[[int], None] = lambda step: None
+    room: bool = True
+    """Whether there is memory for an execution context."""
+    takes: bool = True
+    """Whether a context takes shapes and addresses."""
+    runs_through: bool = True
+    """Whether it can be started."""
     seen: dict[str, Any] = field(default_factory=dict)
     """What the code under test set: config, profiles, flags."""
 
@@ -66,6 +75,27 @@ def convolution(name: str, precision: str, major: int, dynamic: bool) -> dict[st
     }
 
 
+def plan(
+    shape: tuple[int, ...], out: tuple[int, ...], types: tuple[str, str] = ("UINT8", "UINT8"), code: bool = False
+) -> bytes:
+    """Return an engine's bytes: -1 is an open batch, `out` (B, H, W) or (B, 3, H, W), `code` lean runtime inside."""
+    tensors = [["class_map", "OUTPUT", types[1], out], ["frame", "INPUT", types[0], shape]]
+    return json.dumps({"code": code, "layers": {"Layers": []}, "tensors": tensors, "onnx": None}).encode()
+
+
+def compute(model: str | None, frames: np.ndarray[Any, Any], logits: bool) -> np.ndarray[Any, Any]:
+    """Return what an engine gives: by ONNX Runtime with Q/DQ pairs in float, or the channels themselves."""
+    if model is None:
+        return frames.transpose(0, 3, 1, 2).astype(np.float32) if logits else frames.argmax(3).astype(np.uint8)
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(bytes.fromhex(model), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: frames})[0])
+
+
 def make(version: str, script: Script) -> ModuleType:
     """Return the module."""
     major = int(version.partition(".")[0])
@@ -88,7 +118,7 @@ def make(version: str, script: Script) -> ModuleType:
         def step_complete(self, phase_name: str, step: int) -> bool: ...  # type: ignore[empty-body]
 
     class INetworkDefinition:
-        __slots__ = ("_dynamic", "_parsed")
+        __slots__ = ("_dynamic", "_model", "_parsed", "_tensors")
 
     class ParserError:
         __slots__ = ("_said",)
@@ -110,8 +140,20 @@ def make(version: str, script: Script) -> ModuleType:
             self._network, self.num_errors = network, len(script.parser_errors)
 
         def parse(self, model: Any, path: str | None = None) -> bool:
+            import onnx
+
             proto = onnx.load_model_from_string(bytes(model))
-            self._network._parsed = True
+            self._network._parsed, self._network._model = True, bytes(model).hex()
+            kinds = {onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.FLOAT: "FLOAT"}
+            self._network._tensors = [
+                [
+                    v.name,
+                    mode,
+                    kinds[v.type.tensor_type.elem_type],
+                    [d.dim_value or -1 for d in v.type.tensor_type.shape.dim],
+                ]
+                for mode, (v,) in (("INPUT", proto.graph.input), ("OUTPUT", proto.graph.output))
+            ]
             self._network._dynamic = not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
             return not script.parser_errors
 
@@ -179,13 +221,66 @@ def make(version: str, script: Script) -> ModuleType:
             assert format is LayerInformationFormat.JSON
             return str(self._text)
 
+    class IExecutionContext:
+        __slots__ = ("_addresses", "_engine", "_shapes")
+
+        def set_input_shape(self, name: str, shape: Any) -> bool:
+            (known,) = [t[3] for t in self._engine._tensors.values() if t[0] == name and t[1] == "INPUT"]
+            fits = all(side in (-1, given) for side, given in zip(known, shape, strict=True))
+            self._shapes = {t[0]: (shape[0], *t[3][1:]) for t in self._engine._tensors.values()} if fits else {}
+            return fits and script.takes
+
+        def get_tensor_shape(self, name: str) -> Any:
+            return self._shapes[name]
+
+        def set_tensor_address(self, name: str, memory: int) -> bool:
+            self._addresses[name] = memory
+            return script.takes
+
+        def execute_async_v3(self, stream_handle: int) -> bool:
+            assert isinstance(stream_handle, int)
+            gpu = sys.modules["cuda.bindings.runtime"].gpu  # type: ignore[attr-defined]
+            (frame,), (out,) = ([t for t in self._engine._tensors.values() if t[1] == m] for m in ("INPUT", "OUTPUT"))
+            shape, into = self._shapes[frame[0]], gpu.device[self._addresses[out[0]]]
+            source = gpu.device[self._addresses[frame[0]]]
+
+            def work() -> None:
+                frames = np.frombuffer(source, np.uint8)[: np.prod(shape)].reshape(shape)
+                found = compute(self._engine._model, frames, out[2] == "FLOAT").tobytes()
+                ctypes.memmove(into, found, len(found))
+
+            if not script.runs_through:
+                self._engine._logger.log(ILogger.ERROR, "a kernel was not found")
+                return False
+            return bool(gpu.put(stream_handle, work))
+
     class ICudaEngine:
-        __slots__ = ("_text",)
+        __slots__ = ("_logger", "_model", "_tensors", "_text", "num_io_tensors")
 
         def create_engine_inspector(self) -> Any:
             inspector = EngineInspector()
             inspector._text = self._text
             return inspector
+
+        def create_execution_context(self, strategy: Any = None) -> Any:
+            if not script.room:
+                self._logger.log(ILogger.ERROR, "out of memory")
+                return None
+            context = IExecutionContext()
+            context._engine, context._addresses, context._shapes = self, {}, {}
+            return context
+
+        def get_tensor_name(self, index: int) -> str:
+            return list(self._tensors)[index]
+
+        def get_tensor_mode(self, name: str) -> Any:
+            return TensorIOMode[self._tensors[name][1]]
+
+        def get_tensor_dtype(self, name: str) -> Any:
+            return DataType[self._tensors[name][2]]
+
+        def get_tensor_shape(self, name: str) -> Any:
+            return tuple(self._tensors[name][3])
 
     class Runtime:
         __slots__ = ("DLA_core", "_logger", "engine_host_code_allowed")
@@ -199,7 +294,9 @@ def make(version: str, script: Script) -> ModuleType:
                 self._logger.log(ILogger.ERROR, "the plan was refused")
                 return None
             engine = ICudaEngine()
-            engine._text = json.dumps(record["layers"])
+            engine._text, engine._model, engine._logger = json.dumps(record["layers"]), record["onnx"], self._logger
+            engine._tensors = {tensor[0]: tensor for tensor in record["tensors"]}
+            engine.num_io_tensors = len(engine._tensors)
             return engine
 
     class Builder:
@@ -242,7 +339,8 @@ def make(version: str, script: Script) -> ModuleType:
             if config.profiling_verbosity is not ProfilingVerbosity.DETAILED:
                 layers = [layer["Name"] for layer in layers]
             code = BuilderFlag.VERSION_COMPATIBLE in config._flags
-            return HostMemory(json.dumps({"code": code, "layers": {"Layers": layers}}).encode())
+            record = {"code": code, "layers": {"Layers": layers}, "tensors": network._tensors, "onnx": network._model}
+            return HostMemory(json.dumps(record).encode())
 
     def run_steps(monitor: Any) -> bool:
         monitor.phase_start("Building", None, 1)
@@ -259,10 +357,21 @@ def make(version: str, script: Script) -> ModuleType:
     DeviceType = enum.Enum("DeviceType", "GPU DLA")  # noqa: N806
     ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED")  # noqa: N806
     LayerInformationFormat = enum.Enum("LayerInformationFormat", "ONELINE JSON")  # noqa: N806
+    TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")  # noqa: N806
+    DataType = enum.Enum("DataType", "FLOAT HALF INT8 INT32 UINT8")  # noqa: N806
     levels = ["NONE", "AMPERE_PLUS", *(["SAME_COMPUTE_CAPABILITY"] if major >= 11 else [])]
     classes = (ILogger, IProgressMonitor, INetworkDefinition, ParserError, OnnxParser, ITimingCache)
-    more = (IOptimizationProfile, IBuilderConfig, EngineInspector, ICudaEngine, Runtime, Builder)
-    for value in (*classes, *more, BuilderFlag, DeviceType, ProfilingVerbosity, LayerInformationFormat):
+    more = (IOptimizationProfile, IBuilderConfig, EngineInspector, ICudaEngine, Runtime, Builder, IExecutionContext)
+    for value in (
+        *classes,
+        *more,
+        TensorIOMode,
+        DataType,
+        BuilderFlag,
+        DeviceType,
+        ProfilingVerbosity,
+        LayerInformationFormat,
+    ):
         setattr(trt, value.__name__, value)
     trt.HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", levels)  # type: ignore[attr-defined]
     trt.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")  # type: ignore[attr-defined]
@@ -271,26 +380,3 @@ def make(version: str, script: Script) -> ModuleType:
     )
     trt.__version__ = version  # type: ignore[attr-defined]
     return trt
-
-
-def make_cuda(error: int = 0, count: int = 1, capability: tuple[int, int] = (8, 7)) -> ModuleType:
-    """Return a stand-in for cuda.bindings.runtime: one GPU called Orin, or an error."""
-    cuda = ModuleType("cuda.bindings.runtime")
-    status = enum.IntEnum(
-        "cudaError_t", {"cudaSuccess": 0, "cudaErrorInsufficientDriver": 35, "cudaErrorNoDevice": 100}
-    )
-    kinds = enum.Enum("cudaDeviceAttr", "cudaDevAttrComputeCapabilityMajor cudaDevAttrComputeCapabilityMinor")
-
-    def attribute(kind: Any, device: int) -> Any:
-        return status(0), capability[0 if kind is kinds.cudaDevAttrComputeCapabilityMajor else 1]
-
-    properties = type("cudaDeviceProp", (), {"name": b"Orin"})()
-    for name, value in {
-        "cudaDeviceAttr": kinds,
-        "cudaGetDeviceCount": lambda: (status(error), None if error else count),
-        "cudaGetErrorString": lambda code: (status(0), b"no driver" if code == 35 else b"no device"),
-        "cudaDeviceGetAttribute": attribute,
-        "cudaGetDeviceProperties": lambda device: (status(0), properties),
-    }.items():
-        setattr(cuda, name, value)
-    return cuda

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from export.calibration import Frames, gate_data, likeness, open_frames
+from export.calibration import NOISE, Frames, gate_data, likeness, open_frames
 from lfd.data import open_dataset
 from lfd.errors import DataError, LfdError, UsageError
 from lfd.preprocess import fit_frame
@@ -105,6 +106,47 @@ def test_frames_that_stand_for_nothing_are_refused(tmp_path: Path, make: Any, co
     with pytest.raises(DataError, match=says) as caught:
         open_frames(str(pictures_in(tmp_path / "p", make, count)), SPEC)
     assert "Fix:" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def enlarged(index: int, times: int, how: int) -> np.ndarray[Any, Any]:
+    small = np.random.default_rng(index).integers(0, 256, (360 // times, 480 // times, 3), np.uint8)
+    return np.asarray(cv2.resize(small, (480, 360), interpolation=how))
+
+
+@pytest.mark.parametrize("how", [cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC])
+@pytest.mark.parametrize("times", [1, 2, 3, 5, 8, 12, 16])
+def test_noise_stays_noise_when_it_is_enlarged(times: int, how: int) -> None:
+    """Whoever resizes random numbers to the model's input has neighbours that are alike."""
+    assert max(likeness(enlarged(index, times, how)) for index in range(3)) < NOISE
+
+
+def test_pictures_are_not_noise() -> None:
+    drive = open_dataset("street:?size=180x240&frames=40", "train")
+    assert min(likeness(drive[index].image) for index in range(0, 40, 5)) > NOISE + 0.1
+
+
+def test_enlarged_noise_is_refused(tmp_path: Path) -> None:
+    spec = replace(SPEC, preprocess=Preprocess((360, 480)))
+    source = pictures_in(tmp_path / "p", lambda index: enlarged(index, 8, cv2.INTER_LINEAR), 32)
+    with pytest.raises(DataError, match="32 of 32 frames are random noise"):
+        open_frames(str(source), spec)
+
+
+def test_an_unlabelled_set_serves_as_a_folder_or_a_film_does(tmp_path: Path) -> None:
+    pictures_in(tmp_path / "p", scene, 40)
+    film(tmp_path / "p/a.avi", 100)
+    taken = open_frames(f"frames:{tmp_path}/p?stride=2", SPEC, limit=60)
+    assert (taken.source, taken.split, len(taken)) == ("frames", None, 60)
+    first, again = [list(taken) for _ in range(2)]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len(open_frames(f"frames:{tmp_path}/p/a.avi?stride=1", SPEC)) == 100
+    with pytest.raises(UsageError, match="names a split"):
+        open_frames(f"frames:{tmp_path}/p@val", SPEC)
+    with pytest.raises(UsageError, match="give --data"):
+        gate_data(f"frames:{tmp_path}/p", None)
+    (tmp_path / "p/9.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"9\.png"):
+        open_frames(f"frames:{tmp_path}/p", SPEC)
 
 
 def test_unreadable_sources_are_one_clear_error(tmp_path: Path) -> None:

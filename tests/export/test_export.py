@@ -15,8 +15,10 @@ from click.testing import CliRunner
 from deploy.session import class_map, open_session
 from export.cli import main
 from export.graph import DeployGraph
-from export.to_onnx import BATCH_KEY, OPSET, parse_batch, to_onnx
-from export.verify import Parity, compare, open_runnable
+from export.parity import Parity, compare
+from export.runnable import BATCH_KEY
+from export.to_onnx import OPSET, parse_batch, to_onnx
+from export.verify import open_runnable
 from lfd.checkpoint import save_model
 from lfd.cli import main as train
 from lfd.data import open_dataset
@@ -241,17 +243,68 @@ def test_an_imported_checkpoint_keeps_its_way_of_resizing(folder: Path, tmp_path
 
 
 class TwoStems(torch.nn.Module):
+    """Two convolutions on the picture."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1)
+        self.a, self.b = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Conv2d(3, 3, 1)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"out": self.a(x) + self.b(x)}
 
 
-def test_a_network_without_one_first_convolution_is_refused() -> None:
-    with pytest.raises(ExportError, match="2 convolutions"):
-        DeployGraph(TwoStems(), Preprocess((8, 8)), "class_map")
+class Skip(torch.nn.Module):
+    """One convolution on the picture, and the picture itself once more where no hook sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.conv(x) + 0.5 * x.flip(1)}
+
+
+class Grouped(torch.nn.Module):
+    """A first convolution into which no channel order can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1, groups=3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.conv(x)}
+
+
+class Plain(Grouped):
+    """One that can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+
+@pytest.mark.parametrize("color", ["RGB", "BGR"])
+@pytest.mark.parametrize(("kind", "folded"), [(TwoStems, False), (Skip, False), (Grouped, False), (Plain, True)])
+def test_any_network_gets_its_own_input(kind: Any, folded: bool, color: Any, labels: Labels, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    preprocess = Preprocess((16, 24), (0.4, 0.45, 0.5), (0.2, 0.3, 0.25), color=color)
+    assert DeployGraph(model, preprocess, "logits").folded == folded
+    to_onnx(model, ModelSpec("x", labels, preprocess), tmp_path / "x.onnx", output="logits")
+    frame = np.random.default_rng(0).integers(0, 256, (1, 16, 24, 3), np.uint8)
+    with torch.no_grad():
+        expected = model(Normalize(preprocess)(torch.from_numpy(frame).permute(0, 3, 1, 2)))["out"].numpy()
+    with open_session(tmp_path / "x.onnx") as session:
+        np.testing.assert_allclose(session.run(frame), expected, atol=1e-4)
+    assert not any(node.op_type.startswith("Gather") for node in onnx.load(tmp_path / "x.onnx").graph.node)
+
+
+def test_a_size_that_the_network_does_not_take(labels: Labels, tmp_path: Path) -> None:
+    model = Plain().eval()
+    model.multiple = 32
+    with pytest.raises(UsageError, match=r"multiples of 32\. Fix: 32x64 or 64x64"):
+        to_onnx(model, ModelSpec("x", labels, Preprocess((40, 64))), tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def invoke(*arguments: object) -> tuple[int, str, str]:

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy.session import class_map, open_session
 from export.fp16 import MIN_AGREEMENT_FP16, checked_fp16, halve, to_fp16
 from export.int8_graph import Graph, prepare
+from export.parity import compare
 from export.to_onnx import to_onnx
 from export.trt_graph import read_request
-from export.verify import compare, open_runnable
+from export.verify import open_runnable
 from lfd.data import open_dataset
 from lfd.errors import ExportError, ModelError
 from lfd.models import create_model

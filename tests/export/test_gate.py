@@ -85,14 +85,15 @@ class Given:
         self.scores, self.times = scores, times
         self.kept: list[list[str]] = []
 
+    def source_miou(self) -> float:
+        return self.scores[0]
+
     def miou(self, path: Path) -> float:
         metadata = {e.key: e.value for e in onnx.load(path).metadata_props}
-        if "lfd_precision" not in metadata:
-            return self.scores[0]
         self.kept.append(json.loads(metadata.get(KEEP_FLOAT_KEY, "[]")))
         return self.scores[min(1 + len(self.kept[-1]), len(self.scores) - 1)]
 
-    def latency_ms(self, source: Path, int8: Path) -> tuple[float, float] | None:
+    def latency_ms(self, path: Path) -> tuple[float, float] | None:
         return None if self.times is None else (self.times[0], self.times[1] + len(self.kept[-1]))
 
 
@@ -229,10 +230,10 @@ def test_the_real_runner(source: Path, frames: Frames, data: Dataset, tmp_path: 
         pytest.importorskip("openvino")
     report = run(source, tmp_path / "a.onnx", frames, data, None, target=target, speed=False, max_miou_drop=20.0)
     assert report and 0 <= report.source_miou <= 1
-    with open_session(source) as session:
-        runner = DeployRunner(session.spec, data, target, limit=2)
-    assert 0 <= runner.miou(tmp_path / "a.onnx") <= 1
-    times = runner.latency_ms(source, tmp_path / "a.onnx")
+    runner = DeployRunner(source, data, target, limit=2)
+    assert 0 <= runner.miou(tmp_path / "a.onnx") <= 1 and runner.scored().pictures == 2
+    assert runner.scored().miou[0] == runner.source_miou() and runner.runtime
+    times = runner.latency_ms(tmp_path / "a.onnx")
     assert (times is None) == (target == "trt")
     assert times is None or min(times) > 0
 

@@ -499,3 +499,11 @@ def test_labels_of_the_source_are_kept(for_trt: dict[str, ModelProto], folder: P
     labels = open_dataset(f"folder:{folder}", "val").labels
     text = next(e.value for e in for_trt[RESIDUAL].metadata_props if e.key == METADATA_KEY)
     assert isinstance(labels, Labels) and ModelSpec.from_json(text, "x").labels == labels
+
+
+def test_the_smallest_numbers_have_a_range() -> None:
+    """An activation that is as good as dead: what scales its bins is more than fp32 holds."""
+    histogram = Histogram()
+    values = np.geomspace(1e-38, 1e-37, 1000).astype(np.float32)
+    histogram.add(values)
+    assert histogram.counts.sum() == 1000 and histogram.threshold("percentile") == pytest.approx(float(values.max()))

@@ -56,6 +56,13 @@ def test_int8_is_written_with_its_report(source: Path, pictures: Path, tmp_path:
         assert open_session(out).build.precision == "int8"
 
 
+def test_a_report_of_the_models_own_name(source: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    words = ("int8", source, "-o", out, "--calib", f"folder:{pictures}", "--target", "ort", "--report", out)
+    code, _, errors = invoke(*words)
+    assert code == 2 and "choose another" in errors and not list(tmp_path.iterdir())
+
+
 def test_too_few_frames_end_in_one_line(source: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
     code, _, errors = invoke("int8", source, "-o", out, "--calib", f"folder:{folder}", "--target", "ort")

@@ -9,16 +9,24 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from deploy.artifact import check_engine_fits, engine_info_path, read_engine_info
+from export.runnable import BATCH_KEY
 from export.to_trt import Progress, TrtOptions, build_engine
 from export.trt_graph import read_request
+from export.verify import open_runnable
 from lfd.errors import ExportError, LfdError, MissingDependencyError, UsageError
-from tests.export.fake_tensorrt import Script, make, make_cuda
+from lfd.spec import METADATA_KEY
+from tests.export.fake_cuda import make_cuda
+from tests.export.fake_tensorrt import Script, make
 from tests.export.trt_models import HEIGHT, SPEC, WIDTH, write
 
 VERSIONS = ["10.3.0", "11.4.0"]
@@ -64,6 +72,25 @@ def test_an_engine_of_each_kind(
     assert script.seen["_profiles"] == shapes
     assert f"convolutions asked for: 2 {precision}" in str(report) and "SM 8.7" in str(report)
     check_engine_fits(info, info.built_on, report.path)
+
+
+@pytest.mark.parametrize("batch", [1, 3, "N"])
+def test_an_engine_can_be_verified(tmp_path: Path, install: Install, batch: int | str) -> None:
+    """Built by the fake, it computes what its ONNX file says; every place of its batch is looked at."""
+    model = write(tmp_path / "m.onnx", "fp32", batch)
+    proto = onnx.load(model)
+    many = {} if batch == 1 else {BATCH_KEY: "dynamic" if batch == "N" else batch}
+    helper.set_model_props(proto, {METADATA_KEY: replace(SPEC, provenance=many).to_json()})
+    onnx.save(proto, model)
+    install(model)
+    build_engine(model, tmp_path / "m.engine", TrtOptions(batch=(1, 2, 3) if batch == "N" else None))
+    frame = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    with open_runnable(model) as a, open_runnable(tmp_path / "m.engine") as b:
+        assert b.runtime == "tensorrt with CUDA graph, fp32"
+        for _ in range(4):
+            np.testing.assert_array_equal(a.predict(frame), b.predict(frame))
+    with pytest.raises(UsageError, match="does not run on openvino"):
+        open_runnable(tmp_path / "m.engine", backend="openvino")
 
 
 def test_options_reach_the_build(tmp_path: Path, install: Install, version: str) -> None:
@@ -163,9 +190,11 @@ FAILURES: list[tuple[str, dict[str, Any], TrtOptions, type[LfdError], str]] = [
     ("a GPU before Ampere", {"cuda": make_cuda(capability=(7, 5))}, TrtOptions(hardware_compatible="ampere_plus"),
      UsageError, "older than Ampere"),
     ("a range for a fixed batch", {}, TrtOptions(batch=(1, 2, 4)), UsageError, "has a fixed batch of 1"),
-    ("no driver", {"cuda": make_cuda(35)}, TrtOptions(), ExportError, r"cudaErrorInsufficientDriver: no driver"),
-    ("no device", {"cuda": make_cuda(100)}, TrtOptions(), ExportError, "finds no NVIDIA GPU.*Fix: run this on that"),
-    ("a hidden device", {"cuda": make_cuda(count=0)}, TrtOptions(), ExportError, "CUDA_VISIBLE_DEVICES"),
+    ("no driver", {"cuda": make_cuda(35)}, TrtOptions(), MissingDependencyError,
+     r"cudaErrorInsufficientDriver: no driver"),
+    ("no device", {"cuda": make_cuda(100)}, TrtOptions(), MissingDependencyError,
+     "no NVIDIA GPU.*Fix: run this on that"),
+    ("a hidden device", {"cuda": make_cuda(count=0)}, TrtOptions(), MissingDependencyError, "CUDA_VISIBLE_DEVICES"),
 ]  # fmt: skip
 
 
@@ -296,5 +325,5 @@ def test_the_gpu_is_asked_for_before_tensorrt_makes_anything(tmp_path: Path, mon
     trt.Builder = trt.Runtime = trt.ILogger = None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda(35))
-    with pytest.raises(ExportError, match="finds no NVIDIA GPU"):
+    with pytest.raises(MissingDependencyError, match="finds no NVIDIA GPU"):
         build_engine(write(tmp_path / "m.onnx"), tmp_path / "m.engine", TrtOptions())

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import REAL, ROOT
+from tests.export.fake_cuda import STATUS, make_cuda
 from tests.export.fake_tensorrt import Script, make
 
-SOURCES = sorted((ROOT / "export").glob("*trt*.py"))
-BUILD = ROOT / "export/trt_build.py"
+SOURCES = [*sorted((ROOT / "export").glob("*trt*.py")), *(ROOT / "deploy/backends" / n for n in ("cuda.py", "trt.py"))]
+OBJECTS_IN = [ROOT / "export/trt_build.py", ROOT / "deploy/backends/cuda.py", ROOT / "deploy/backends/trt.py"]
 
 OBJECTS = {
     "builder": "Builder",
@@ -29,14 +30,19 @@ OBJECTS = {
     "cache": "ITimingCache",
     "runtime": "Runtime",
     "engine": "ICudaEngine",
+    "context": "IExecutionContext",
     "inspector": "EngineInspector",
 }
-"""The class of each variable in trt_build.py that is an object of TensorRT; `self._x` is the same object as `x`."""
+"""The class of each variable in OBJECTS_IN that is an object of TensorRT; `self._x` is the same object as `x`."""
 
 IMPLEMENTED = {"Log": "ILogger", "Monitor": "IProgressMonitor"}
 """Our class to the one of TensorRT that calls it."""
 
-UNTOLD = {("OnnxParser", "get_error"): "ParserError", ("Runtime", "deserialize_cuda_engine"): "ICudaEngine"}
+UNTOLD = {
+    ("OnnxParser", "get_error"): "ParserError",
+    ("Runtime", "deserialize_cuda_engine"): "ICudaEngine",
+    ("ICudaEngine", "create_execution_context"): "IExecutionContext",
+}
 """What methods return whose signature the file does not give, or not in Python's names."""
 
 ASKED = {("HardwareCompatibilityLevel", "SAME_COMPUTE_CAPABILITY")}
@@ -53,6 +59,12 @@ def api() -> dict[str, dict[str, dict[str, str]]]:
     found = json.loads(path.read_text())
     assert set(found) == {"10.3.0", "11.4.0"}
     return dict(found)
+
+
+def nodes() -> Iterator[ast.AST]:
+    """All nodes of all files that use TensorRT's objects."""
+    for path in OBJECTS_IN:
+        yield from ast.walk(ast.parse(path.read_text()))
 
 
 def chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:
@@ -98,10 +110,9 @@ def test_constants_and_classes_stand_in_both_versions(path: Path, api: dict[str,
 
 @pytest.mark.shared
 def test_what_is_not_in_both_is_asked_for(api: dict[str, Any]) -> None:
-    tree = ast.parse(BUILD.read_text())
     asked = {
         (call.args[0].attr, call.args[1].value)
-        for call in ast.walk(tree)
+        for call in nodes()
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "hasattr"
         if isinstance(call.args[0], ast.Attribute) and isinstance(call.args[1], ast.Constant)
     }
@@ -111,9 +122,8 @@ def test_what_is_not_in_both_is_asked_for(api: dict[str, Any]) -> None:
 
 @pytest.mark.shared
 def test_members_of_objects_stand_in_both_versions(api: dict[str, Any]) -> None:
-    tree = ast.parse(BUILD.read_text())
     seen = set()
-    for node in ast.walk(tree):
+    for node in nodes():
         if isinstance(node, ast.Attribute) and (owner := OBJECTS.get(plain(node.value) or "")):
             seen.add(owner)
             for version, classes in api.items():
@@ -128,7 +138,7 @@ def test_members_of_objects_stand_in_both_versions(api: dict[str, Any]) -> None:
 
 @pytest.mark.shared
 def test_every_object_of_tensorrt_is_in_the_table(api: dict[str, Any]) -> None:
-    for node in ast.walk(ast.parse(BUILD.read_text())):
+    for node in nodes():
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
             continue
         call, target = node.value.func, plain(node.targets[0])
@@ -143,7 +153,7 @@ def test_every_object_of_tensorrt_is_in_the_table(api: dict[str, Any]) -> None:
 
 @pytest.mark.shared
 def test_classes_that_tensorrt_calls_have_its_signatures(api: dict[str, Any]) -> None:
-    found = [n for n in ast.walk(ast.parse(BUILD.read_text())) if isinstance(n, ast.ClassDef) and n.name in IMPLEMENTED]
+    found = [n for n in nodes() if isinstance(n, ast.ClassDef) and n.name in IMPLEMENTED]
     assert len(found) == len(IMPLEMENTED)
     for ours in found:
         theirs = IMPLEMENTED[ours.name]
@@ -171,3 +181,26 @@ def test_the_fake_is_faithful(version: str, api: dict[str, Any]) -> None:
             if inspect.isfunction(function) and "(" in classes[name][member]:
                 expected = parameters(classes[name][member])
                 assert list(inspect.signature(function).parameters) == expected, f"{name}.{member} in {version}"
+
+
+def test_the_fake_of_cuda_is_faithful() -> None:
+    real: Any = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    for name, value in vars(make_cuda()).items():
+        if name.startswith("cuda"):
+            assert hasattr(real, name), name
+            for member in value if isinstance(value, type) else ():
+                assert getattr(getattr(real, name), member.name).value == member.value, member
+    for member in STATUS:
+        assert getattr(real.cudaError_t, member.name).value == member.value
+    # Every call gives its error first, also where there is no driver.
+    for answer in (real.cudaGetDeviceCount(), real.cudaGetLastError(), real.cudaStreamCreateWithFlags(1)):
+        assert isinstance(answer, tuple) and isinstance(answer[0], real.cudaError_t)
+
+
+def test_every_call_of_cuda_is_one_of_the_fakes() -> None:
+    used = {
+        node.attr
+        for node in nodes()
+        if isinstance(node, ast.Attribute) and plain(node.value) == "cuda" and isinstance(node.ctx, ast.Load)
+    }
+    assert used <= set(vars(make_cuda())) and {"cudaMalloc", "cudaGraphLaunch"} <= used

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from deploy.artifact import engine_info_path, read_engine_info
+from deploy.backends.cuda import find_gpu, require_tensorrt
 from export.to_trt import EngineReport, Progress, TrtOptions, build_engine
-from export.trt_device import find_gpu, require_tensorrt
 from lfd.errors import LfdError
 from tests.export.trt_models import write
 

@@ -99,9 +99,16 @@ def test_options_out_of_range(options: dict[str, Any], says: str) -> None:
 
 def test_batches_as_typed() -> None:
     assert parse_batch("1:4:8") == (1, 4, 8) and parse_batch("2") == (2, 2, 2)
-    for text in ("", "1:2", "a", "1:2:3:4", "-1"):
+    for text in ("", "1:2", "a", "1:2:3:4", "-1", "\u0661", "9" * 5000):
         with pytest.raises(UsageError, match="expected MIN:OPT:MAX"):
             parse_batch(text)
+
+
+def test_a_timing_cache_of_the_engines_own_name(tmp_path: Path) -> None:
+    model = write(tmp_path / "m.onnx")
+    for name in ("m.engine", "m.engine.json"):
+        with pytest.raises(UsageError, match="choose another name"):
+            build_engine(model, tmp_path / "m.engine", TrtOptions(timing_cache=tmp_path / name))
 
 
 def test_the_name_of_an_engine(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from sklearn.metrics import jaccard_score
 
 from deploy.session import INT8_TARGET_KEY, open_session
 from export import differences
-from export.to_onnx import BATCH_KEY
-from export.verify import Frame, Parity, compare, open_runnable
+from export.parity import Frame, Parity, compare
+from export.runnable import BATCH_KEY
+from export.verify import open_runnable
 from lfd.checkpoint import save_model
 from lfd.data import open_dataset
 from lfd.data.base import Sample
@@ -235,7 +236,7 @@ def test_a_full_disk_leaves_nothing(
     [
         (("{a}", "{run}", "--backend-b", "ort"), 2, "runs on PyTorch; leave the backend 'ort' away"),
         (("{a}", "{b}", "--backend-a", "openvin"), 2, "Did you mean 'openvino'"),
-        (("{a}", "{engine}"), 4, "a TensorRT engine, for which this version has no backend"),
+        (("{a}", "{engine}"), 4, "m.engine: has no m.engine.json beside it"),
         (("{a}", "{int8}", "--backend-b", "ort"), 4, "quantised for 'trt'"),
         (("{a}", "{int8}"), 4, "the backend openvino"),
         (("{a}", "{b}", "--worst", "0"), 2, "--worst"),
