@@ -114,7 +114,7 @@ def write_findings(found: Findings, out: Path) -> None:
 
 
 def _open_splits(text: str) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """Return the splits that can be opened, if not all of their files are there, and why the others cannot.
+    """Return the splits that can be opened, even if not all of their files are there, and why the others cannot.
 
     Raises:
         LfdError: None can; it is why the first cannot.

@@ -54,7 +54,8 @@ def check_data_command(data: str, as_json: bool, out: Path | None, workers: int 
     try:
         if out is not None:
             write_findings(found, out)
-            click.echo(f"written  {out}: {SHEET_FILE}, {REPORT_FILE}", err=as_json)
+            if not as_json:
+                click.echo(f"written  {out}: {SHEET_FILE}, {REPORT_FILE}")
     finally:  # what was found is told, if it cannot be written too
         for failure in report.failures:
             click.echo(f"error: {failure}", err=True)

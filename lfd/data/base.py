@@ -88,7 +88,7 @@ def read_picture(path: Path, flags: int) -> Image:
     if image is None:
         raise DataError(f"{path}: not a picture that can be decoded ({data.size} bytes); replace or remove it")
     if image.shape[0] * image.shape[1] > MAX_PIXELS:
-        raise DataError(f"{path}: {_size(image)} pixels; at most {MAX_PIXELS} are read")
+        raise DataError(f"{path}: {_size(image.shape)} pixels; at most {MAX_PIXELS} are read")
     return np.asarray(image)
 
 
@@ -128,7 +128,8 @@ def as_values(path: Path, stored: Image) -> Image:
             "Fix: save its values as uint8"
         )
     raise DataError(
-        f"{path}: {stored.dtype} with {stored.shape[2]} channels; expected one 8-bit channel of label values, not colours"
+        f"{path}: {stored.dtype} with {stored.shape[2]} channels; "
+        "expected one 8-bit channel of label values, not colours"
     )
 
 
@@ -192,7 +193,7 @@ class PairedFiles:
         stored = self._read(mask_path)
         if stored.shape != image.shape[:2]:
             raise DataError(
-                f"{mask_path}: {_size(stored)} pixels, but its picture {image_path} has {_size(image)}; "
+                f"{mask_path}: {_size(stored.shape)} pixels, but its picture {image_path} has {_size(image.shape)}; "
                 f"expected the same size{self._turned(image_path, stored)}"
             )
         mapped = self._lut[stored]
@@ -216,8 +217,8 @@ class PairedFiles:
         )
 
 
-def _size(image: Image) -> str:
-    return f"{image.shape[0]}x{image.shape[1]}"
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
 
 
 def _spans(values: Iterable[int]) -> str:

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from lfd.contact_sheet import BOX_HW, COLUMNS, TINT, Entry, Tile, draw_sheet, draw_tile
-from lfd.data import Sample
+from lfd.data import Sample, open_dataset
 from lfd.data.base import PairedFiles
-from lfd.data_check import QUEUE, REPORT_FILE, SHEET_FILE, check_data
+from lfd.data_check import QUEUE, REPORT_FILE, SHEET_FILE, check_data, check_out, write_findings
+from lfd.data_cli import check_data_command
 from lfd.data_report import EXAMPLES, DataReport, SplitReport, render
 from lfd.errors import DataError, UsageError
 from lfd.files import to_json
@@ -35,7 +40,7 @@ def toy(tmp_path: Path) -> Path:
 def test_counts_are_those_of_the_masks(toy: Path) -> None:
     """Against numpy on the files themselves."""
     write_mask(toy, "train", "001", np.kron([[0, 1], [2, 255]], np.ones((24, 32))))
-    report = check_data(f"folder:{toy}")
+    report = check_data(f"folder:{toy}").report
     assert [split.split for split in report.splits] == ["train", "val", "test"]
     assert report.failures == () and report.missing == {} and report.leaks == ()
     for split in report.splits:
@@ -58,13 +63,13 @@ def test_every_broken_pair_is_listed_with_its_reason(toy: Path) -> None:
     write_mask(toy, "train", "002", np.full((48, 64), 9))
     write_mask(toy, "train", "003", np.zeros((48, 60)))
     write_mask(toy, "val", "001", np.zeros((48, 64, 3)))
-    report = check_data(f"folder:{toy}")
+    report = check_data(f"folder:{toy}").report
     train, val = split_of(report, "train"), split_of(report, "val")
     expected = [
         "images/train/000.png: not a",
         "images/train/001.png",
         "label value 9 is no class",
-        "60x48 pixels, but its",
+        "48x60 pixels, but its",
     ]
     assert len(train.broken) == len(expected) and train.pictures == 2
     assert all(text in message for text, message in zip(expected, train.broken, strict=True))
@@ -78,10 +83,10 @@ def test_sizes_are_a_distribution(toy: Path) -> None:
         make_folder(toy.parent / "b", {"train": 2}, (40, 70)) / "images/train", toy / "images/train", dirs_exist_ok=True
     )
     shutil.copytree(toy.parent / "b/masks/train", toy / "masks/train", dirs_exist_ok=True)
-    train = split_of(check_data(f"folder:{toy}@train"), "train")
+    train = split_of(check_data(f"folder:{toy}@train").report, "train")
     assert [(s.height, s.width, s.pictures) for s in train.sizes] == [(48, 64, 4), (40, 70, 2)]
     assert (train.different_sizes, train.smallest_hw, train.largest_hw) == (2, (40, 64), (48, 70))
-    assert "48x64 (67%) and 1 more; 40 to 48 high, 64 to 70 wide" in render(check_data(f"folder:{toy}"))
+    assert "48x64 (67%) and 1 more; 40 to 48 high, 64 to 70 wide" in render(check_data(f"folder:{toy}").report)
 
 
 def test_the_same_picture_in_two_splits_and_twice_in_one(toy: Path) -> None:
@@ -92,7 +97,7 @@ def test_the_same_picture_in_two_splits_and_twice_in_one(toy: Path) -> None:
     shutil.copy(images / "train/002.png", images / "train/003.png")
     shutil.copy(images / "train/002.png", images / "test/000.png")
     assert (images / "val/001.png").read_bytes() != (images / "train/004.png").read_bytes()
-    report = check_data(f"folder:{toy}")
+    report = check_data(f"folder:{toy}").report
     assert report.leaks == (("train/004", "val/001"), ("train/002", "test/000"))
     assert [split.repeated for split in report.splits] == [1, 0, 0]
     assert report.failures == ()
@@ -102,7 +107,7 @@ def test_the_same_picture_in_two_splits_and_twice_in_one(toy: Path) -> None:
 def test_classes_that_never_occur_and_pictures_without_labels(toy: Path) -> None:
     for index in range(3):
         write_mask(toy, "val", f"00{index}", np.full((48, 64), 255 if index else 1))
-    report = check_data(f"folder:{toy}")
+    report = check_data(f"folder:{toy}").report
     val = split_of(report, "val")
     assert val.never == ("ground", "thing") and split_of(report, "train").never == ()
     assert val.unlabelled == 2 and val.unlabelled_examples == ("001", "002")
@@ -115,7 +120,7 @@ def test_long_lists_say_how_many_more(toy: Path) -> None:
     root = make_folder(toy.parent / "many", {"train": EXAMPLES + 5, "val": 1})
     for index in range(EXAMPLES + 5):
         write_mask(root, "train", f"{index:03}", np.full((48, 64), 255))
-    report = check_data(f"folder:{root}")
+    report = check_data(f"folder:{root}").report
     assert split_of(report, "train").unlabelled == EXAMPLES + 5
     assert "008, 009 and 5 more" in render(report)
 
@@ -123,7 +128,7 @@ def test_long_lists_say_how_many_more(toy: Path) -> None:
 @pytest.mark.parametrize(("absent", "fails"), [("train", True), ("val", True), ("test", False)])
 def test_a_missing_split(toy: Path, absent: str, fails: bool) -> None:
     shutil.rmtree(toy / "images" / absent)
-    report = check_data(f"folder:{toy}")
+    report = check_data(f"folder:{toy}").report
     assert [split.split for split in report.splits] == [s for s in ("train", "val", "test") if s != absent]
     assert list(report.missing) == [absent] and f"images/{absent}: no such folder" in report.missing[absent]
     assert (report.failures == (f"{absent}: {report.missing[absent]}",)) is fails
@@ -136,12 +141,12 @@ def test_a_missing_split(toy: Path, absent: str, fails: bool) -> None:
 def test_what_cannot_be_opened_at_all_is_the_error(toy: Path, text: str) -> None:
     shutil.rmtree(toy / "masks/test")
     with pytest.raises((DataError, UsageError)) as caught:
-        check_data(text.format(root=toy), toy.parent / "out")
-    assert "\n" not in str(caught.value) and not (toy.parent / "out").exists()
+        check_data(text.format(root=toy))
+    assert "\n" not in str(caught.value)
 
 
-def test_street_and_one_split(tmp_path: Path) -> None:
-    report = check_data("street:?size=48x64&frames=5@val", tmp_path)
+def test_street_and_one_split() -> None:
+    report = check_data("street:?size=48x64&frames=5@val").report
     assert [(split.split, split.pictures) for split in report.splits] == [("val", 5)] and report.failures == ()
     assert sum(c.share for c in report.splits[0].classes) + report.splits[0].void_share == pytest.approx(1)
 
@@ -162,36 +167,134 @@ def test_pictures_and_films_without_labels(tmp_path: Path, monkeypatch: pytest.M
     (root / "c.png").write_bytes(b"no")
     monkeypatch.setattr("lfd.data.frames.FrameSet.read_films", lambda _: pytest.fail("kept in memory"))
     monkeypatch.setattr("lfd.data.frames.FrameSet._film", lambda *_: pytest.fail("kept in memory"))
-    (found,) = (report := check_data(f"frames:{root}?stride=4", tmp_path / "out")).splits
+    (found,) = (report := check_data(f"frames:{root}?stride=4").report).splits
     assert (found.split, found.pictures, found.classes, found.void_share) == ("all", 4, (), None)
     assert found.different_sizes == 2 and len(report.failures) == 1 and "c.png" in report.failures[0]
     assert "class" not in render(report) and "48x64 (75%) and 1 more" in render(report)
     shutil.copy(root / "b.png", root / "c.png")
     (root / "a.avi").unlink()
-    (found,) = check_data(f"frames:{root}").splits
+    (found,) = check_data(f"frames:{root}").report.splits
     assert (found.pictures, found.repeated) == (2, 1)
 
 
 def test_files_appear_together_and_are_not_replaced_unasked(toy: Path) -> None:
     out = toy.parent / "new" / "out"
-    report = check_data(f"folder:{toy}", out)
+    check_out(out, overwrite=False)
+    assert not out.parent.exists()
+    write_findings(found := check_data(f"folder:{toy}"), out)
     assert sorted(path.name for path in out.iterdir()) == [SHEET_FILE, REPORT_FILE]
-    assert json.loads((out / REPORT_FILE).read_text()) == json.loads(to_json(report.to_record()))
+    assert json.loads((out / REPORT_FILE).read_text()) == json.loads(to_json(found.report.to_record()))
     with pytest.raises(UsageError, match="--overwrite"):
-        check_data(f"folder:{toy}", out)
+        check_out(out, overwrite=False)
     (out / SHEET_FILE).write_bytes(b"old")
-    check_data(f"folder:{toy}", out, overwrite=True)
+    check_out(out, overwrite=True)
+    assert (out / SHEET_FILE).read_bytes() == b"old" and len(list(out.iterdir())) == 2
+    write_findings(found, out)
     sheet = cv2.imread(str(out / SHEET_FILE))
     assert sheet is not None and sheet.shape[1] > COLUMNS * BOX_HW[1]
+
+
+def full_disk(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_reading(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lfd.data_check.open_dataset", lambda *_: pytest.fail("read before"))
+    result = CliRunner().invoke(check_data_command, [f"folder:{toy}", "--out", "/proc/x"])
+    assert result.exit_code in (1, 2) and result.output.startswith("error: /proc/x") and result.output.count("\n") == 1
+    monkeypatch.setattr("lfd.data_check.tempfile.TemporaryFile", full_disk)
+    result = CliRunner().invoke(check_data_command, [f"folder:{toy}", "--out", str(toy.parent / "out")])
+    assert result.exit_code == 1 and "No space left on device" in result.output and "free space" in result.output
+    assert not (toy.parent / "out").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_was_found_is_told_where_it_cannot_be_written(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """The disk may fill up while the set is read."""
+    (toy / "images/train/001.png").write_bytes(b"no")
+    out = toy.parent / "out"
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    result = CliRunner().invoke(check_data_command, [f"folder:{toy}", "--out", str(out), *options])
+    told = json.dumps(check_data(f"folder:{toy}").report.to_record(), indent=2) if options else render_of(toy)
+    assert result.exit_code == 1 and told in result.stdout and "written" not in result.stdout
+    first, last = result.stderr.splitlines()
+    assert "001.png: not a picture" in first and last.startswith("error: ") and "No space left" in last
+    assert not out.exists(), "both files or neither"
+
+
+def render_of(root: Path) -> str:
+    return render(check_data(f"folder:{root}").report)
+
+
+def test_a_missing_label_is_a_broken_picture_among_others(toy: Path) -> None:
+    """And an error wherever all files are needed."""
+    (toy / "masks/train/000.png").unlink()
+    (toy / "images/train/001.png").write_bytes(b"no")
+    write_mask(toy, "train", "002", np.full((48, 64), 9))
+    report = check_data(f"folder:{toy}").report
+    train = split_of(report, "train")
+    expected = [
+        f"{toy}/masks/train/000.png: no such label file for {toy}/images/train/000.png",
+        "001.png: not a picture",
+        "label value 9 is no class",
+    ]
+    assert train.pictures == 3 and report.missing == {} and report.failures == train.broken
+    assert all(text in message for text, message in zip(expected, train.broken, strict=True))
+    with pytest.raises(DataError, match=r"masks/train/000.png: no such label file \(1 of 6 pictures have none\)"):
+        open_dataset(f"folder:{toy}", "train")
+
+
+def test_a_missing_picture_of_a_list_is_a_broken_one(toy: Path) -> None:
+    for kind in ("images", "masks"):
+        for path in list((toy / kind / "train").iterdir()):
+            path.rename(toy / kind / path.name)
+    (toy / "val.txt").write_text("000\n009\n001\n")
+    val = split_of(check_data(f"folder:{toy}@val").report, "val")
+    assert val.pictures == 2
+    assert val.broken == (f"{toy}/images/009.{{png,jpg,jpeg}}: no such file; the data set lists it",)
+    with pytest.raises(DataError, match=r"009.\{png,jpg,jpeg\}: no such picture \(1 of 3 listed ones are missing\)"):
+        open_dataset(f"folder:{toy}@val", "val")
+
+
+def test_a_split_without_any_label_file_is_one_failure(toy: Path) -> None:
+    for path in (toy / "masks/train").iterdir():
+        path.unlink()
+    report = check_data(f"folder:{toy}").report
+    (failure,) = report.failures
+    assert failure.startswith("train: ") and failure.endswith("no such label file (6 of 6 pictures have none)")
+
+
+def test_where_no_label_can_be_read_nothing_is_said_of_the_classes(toy: Path) -> None:
+    for index in range(6):
+        write_mask(toy, "train", f"{index:03}", np.full((48, 64), 9))
+    found = check_data(f"folder:{toy}")
+    train, text = split_of(found.report, "train"), render(found.report)
+    assert (train.pictures, train.never, train.void_share, len(train.broken)) == (0, (), None, 6)
+    assert "note     train: no label could be read" in text and "never occur" not in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert rows["train"] == ["train", "0", "6", "0", "0", "-", "-"]
+    assert rows["ground"][2:4] == ["-", "0"] and rows["void"][2] == "-"
+    assert "0.00" not in rows["void"]
+
+
+def test_workers_are_refused_for_films(tmp_path: Path) -> None:
+    write_film(tmp_path / "a.avi", 12)
+    with pytest.raises(UsageError, match=r"workers 2 have no effect: .* holds films"):
+        check_data(f"frames:{tmp_path}", 2)
+    assert check_data(f"frames:{tmp_path}").report.failures == ()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_progress_and_the_same_report_with_any_number_of_workers(toy: Path, workers: int) -> None:
     (toy / "images/train/001.png").write_bytes(b"no")
     seen: list[tuple[str, int, int]] = []
-    report = check_data(f"folder:{toy}", None, workers, lambda *at: seen.append(at))
+    report = check_data(f"folder:{toy}", workers, lambda *at: seen.append(at)).report
     assert seen == [(s, n, count) for s, count in (("train", 6), ("val", 3), ("test", 2)) for n in range(1, count + 1)]
-    assert report == check_data(f"folder:{toy}", None, 2)
+    assert report == check_data(f"folder:{toy}", 2).report
 
 
 def test_few_pictures_are_under_way_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,19 +311,23 @@ def test_few_pictures_are_under_way_at_a_time(tmp_path: Path, monkeypatch: pytes
         done.append(number)
 
     monkeypatch.setattr(PairedFiles, "__getitem__", counting)
-    check_data(f"folder:{root}@train", None, 2, progress)
+    check_data(f"folder:{root}@train", 2, progress)
     assert len(ahead) == 40  # each once
     assert max(ahead) <= 2 * QUEUE
 
 
 def test_an_interrupt_ends_the_reading(toy: Path) -> None:
+    seen = 0
+
     def stop(_: str, number: int, __: int) -> None:
+        nonlocal seen
+        seen = number
         if number == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        check_data(f"folder:{toy}", toy.parent / "out", 1, stop)
-    assert not (toy.parent / "out").exists()
+        check_data(f"folder:{toy}", 1, stop)
+    assert seen == 2
 
 
 LABELS = Labels(("a", "b"), ((250, 0, 0), (0, 0, 250)))

@@ -635,7 +635,7 @@ COCO_MASK = "stuffthingmaps/train2017/000000000009.png"
             ["no gtFine/train/ here", "leftImg8bit/train/ and", "it holds", "gtCoarse/"],
         ),
         ("cityscapes", "", drop("leftImg8bit/train/aachen", "leftImg8bit/train/bremen"), ["a folder a city"]),
-        ("cityscapes", "", drop("gtFine/train/aachen"), ["gtFine/train/aachen", "cannot be read"]),
+        ("cityscapes", "", drop("gtFine/train/aachen"), ["gtFine/train/aachen", "no such label file (2 of 3"]),
         ("cityscapes", "", drop(BREMEN), [BREMEN, "no such label file (1 of 3 pictures have none)"]),
         (
             "cityscapes",
@@ -704,8 +704,8 @@ def test_what_is_wrong_is_named_with_its_path(
     [
         (drop("dataset/cls"), ["benchmark_RELEASE/dataset: no cls/ here", "img/ and cls/"]),
         (drop("dataset/val.txt"), ["dataset/val.txt", "cannot be read"]),
-        (drop("dataset/cls/2009_000001.mat"), ["cls/2009_000001.mat", "no such label file (1 of 2"]),
-        (drop("dataset/img/2010_000003.jpg"), ["img/2010_000003.jpg", "no such picture (1 of 2"]),
+        (drop("dataset/cls/2009_000001.mat"), ["cls/2009_000001.mat", "no such label file (1 of 4"]),
+        (drop("dataset/img/2010_000003.jpg"), ["img/2010_000003.jpg", "no such picture (1 of 4"]),
         (text("dataset/cls/2009_000001.mat", b"MATLAB 5.0 MAT-file"), ["cls/2009_000001.mat", "not a label of SBD"]),
         (text("dataset/cls/2009_000001.mat", mat_bytes(full(21))), ["cls/2009_000001.mat", "label value 21"]),
     ],
@@ -834,6 +834,37 @@ def test_camvids_wrong_level_says_which_was_meant(tmp_path: Path, given: str) ->
     assert names_of(f"camvid:{root}", "train") == ["0001TP"]
     with pytest.raises(DataError, match=f"did you mean {root}"):
         open_dataset(f"camvid:{(root / given).resolve()}", "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("cityscapes", BREMEN),
+        ("voc", VOC_MASK),
+        ("voc", "JPEGImages/2007_000039.jpg"),
+        ("ade20k", ADE_MASK),
+        ("coco_stuff", COCO_MASK),
+    ],
+)
+def test_an_incomplete_set_can_still_be_looked_through(tmp_path: Path, name: str, lost: str) -> None:
+    root = MAKERS[name](tmp_path)
+    count = len(open_dataset(f"{name}:{root}", "train"))
+    drop(lost)(root)
+    with pytest.raises(layout.IncompleteError) as caught:
+        open_dataset(f"{name}:{root}", "train")
+    data = caught.value.dataset
+    index = next(index for index, pair in enumerate(data.pairs) if str(root / lost) in pair)
+    with pytest.raises(DataError, match=f"{lost}: no such"):
+        data[index]
+    assert len(data) == count and all(data[other].name for other in range(count) if other != index)
+
+
+def test_two_pictures_of_one_label_are_refused_in_camvid(tmp_path: Path) -> None:
+    for suffix in (".png", ".jpg"):
+        picture(tmp_path / f"train/0001TP{suffix}")
+    label(tmp_path / "trainannot/0001TP.png", full(3))
+    with pytest.raises(DataError, match=r"train: 0001TP.jpg and 0001TP.png have the same label file"):
+        open_dataset(f"camvid:{tmp_path}", "train")
 
 
 def test_every_published_set_is_in_the_list() -> None:
