@@ -124,7 +124,8 @@ def report(demo: Commands, bench: dict[str, Any], baseline: float, out: Path, se
     write_json(out / "commands.json", demo.typed)
     click.echo("\n" + "\n".join(lines))
     click.echo(
-        f"\nfilm     {out / 'student.webm'}\npicture  {out / 'side-by-side.png'}\nreport   {out / 'bench' / 'bench.md'}"
+        f"\nfilm     {out / 'student.webm'}\npicture  {out / 'side-by-side.png'}"
+        f"\nreport   {out / 'bench' / 'bench.html'}"
     )
 
 

@@ -131,7 +131,12 @@ def in_turns(jobs: dict[str, Callable[[Connection], None]], rounds: int, steps: 
 def configuration(model: str, batch: int, amp: str, method: str, options: dict[str, Any]) -> Config:
     """Return a configuration with what a step depends on."""
     train = {"model": model, "batch": batch, "amp": amp, "steps": 10**6}
-    record = {"train": train, "distill": {"method": method, "teacher": "x" if method != "none" else ""}}
+    # Weights stay where they are: what a step costs does not depend on them, and random networks would run away.
+    record: dict[str, Any] = {
+        "optimizer": {"lr": 1e-9},
+        "train": train,
+        "distill": {"method": method, "teacher": "x" if method != "none" else ""},
+    }
     return from_mapping(record | {"loss": options, "data": {"jitter": 0.2}})
 
 

@@ -64,7 +64,7 @@ def test_it_is_the_authors() -> None:
     assert value(loss, case) == pytest.approx(8982.5381, rel=1e-5)
 
 
-@given(cases(), st.sampled_from(["deep", "stage2"]), st.floats(0, 1), st.booleans())
+@given(cases(), st.sampled_from(["deep", "stage2"]), st.floats(0, 0.99), st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_it_is_the_equation(case: Case, tap: str, ratio: float, void: bool) -> None:
     """Void is hidden from the generator, and the mean over the other cells stands for it."""
