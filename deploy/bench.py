@@ -1,173 +1,205 @@
-"""The benchmark: students beside their teacher, each in a process of its own, measured in turns.
-
-Scenario `single` (MLPerf's SingleStream): one picture after another. The result holds every raw
-sample, and beside them what they say.
-"""
+"""The benchmark: students beside their teacher, each in a process of its own, measured in turns."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from deploy.artifact import check_model_file, sha256
+from deploy.bench_conditions import Watch
+from deploy.bench_entry import ROUNDS, Entry, agreeing, versus
+from deploy.bench_models import display_names, model_file
+from deploy.bench_nvml import Gpu, gpus
+from deploy.bench_sweep import sweep
 from deploy.environment import Environment, FramesUsed, Settings
-from deploy.pictures import Pictures, hash_pixels, spread, timing_frames
+from deploy.pictures import Pictures, Shown, hash_pixels, spread, timing_frames
+from deploy.power import Recorder, find_meters
 from deploy.probe import Probe
-from deploy.record import (
-    Accuracy,
-    BenchmarkResult,
-    Failure,
-    Memory,
-    ModelResult,
-    StudentResult,
-    Versus,
-)
-from deploy.timing import Ratio, Samples, SingleStream, WarmUp, samples_to_take
+from deploy.record import BenchmarkResult, Failure, StudentResult, SweepPoint
 from lfd.data.base import Sample
 from lfd.errors import LfdError, ModelError
 from lfd.evaluate import check_labels, evaluate
 from lfd.metrics import ConfusionMatrix
 from lfd.preprocess import Image, restore_map
-from lfd.spec import Labels, ModelSpec
+from lfd.spec import Labels
 
-ROUNDS = 6
-"""Turns that the models take; each gives one ratio of student to teacher."""
+SHOWN = 4
+"""Pictures that the report shows."""
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class _Progress:
+    """What is being done, said and remembered: an interrupted report tells how far it came."""
+
+    tell: Say
+    last: str = ""
+
+    def say(self, text: str) -> None:
+        self.last = text
+        self.tell(text)
+
+
+@dataclass
+class _Scores:
+    """The pictures scored so far; one counts when every model has seen it."""
+
+    digest: Any = field(default_factory=hashlib.sha256)
+    count: int = 0
+    shown: list[Shown] = field(default_factory=list)
 
 
 def run_benchmark(
-    students: Sequence[Path], teacher: Path, pictures: Pictures, settings: Settings, say: Callable[[str], None]
-) -> BenchmarkResult:
+    students: Sequence[Path], teacher: Path, pictures: Pictures, settings: Settings, say: Say
+) -> tuple[BenchmarkResult, list[Shown]]:
     """Measure students and teacher.
 
+    Interrupted once every model has been through a round, it returns what there is, marked. So it does when the
+    teacher, the last student or a picture fails that late: the cause is among the failures.
+
     Args:
-        students: Model files; one that fails is reported among the failures.
-        teacher: The model file they are held against.
+        students: Models; one that fails is reported among the failures.
+        teacher: The model they are held against.
         pictures: Where frames and labels come from.
         settings: What was asked for.
         say: Called with one line of progress at a time.
 
+    Returns:
+        The record, and some pictures with every model's class map.
+
     Raises:
-        LfdError: The teacher or the data failed, or every student did.
+        LfdError: The teacher or the data failed, or every student did, before there was anything to keep.
+        KeyboardInterrupt: Interrupted before there was anything to keep.
     """
     paths = [teacher, *students]
     for path in paths if len(students) == 1 else [teacher]:
-        check_model_file(path)  # at once, not after the frames are decoded
-    dataset = pictures.dataset
-    frames, frames_sha256 = timing_frames(dataset)
-    notes: list[str] = []
+        model_file(path)  # at once, not after the frames are decoded
+    frames, frames_sha256 = timing_frames(pictures.dataset)
+    progress, scores, notes = _Progress(say), _Scores(), list[str]()
+    points: list[SweepPoint] = []
+    interrupted, ended, failures = None, False, list[Failure]()
     with ExitStack() as stack:
-        entries = [
-            _Entry(n, p, stack.enter_context(Probe(p))) for n, p in zip(display_names(paths), paths, strict=True)
-        ]
-        first = entries[0]
-
-        def load(entry: _Entry) -> None:
-            say(f"loading {entry.name}")
-            entry.load(frames, settings.threads, settings.backend)
-            check_labels(entry.spec.labels, first.spec.labels, f"the teacher {first.name}")
-
-        _each(entries, load)
-        scored = _can_score(pictures, first.spec.labels, notes)
-        say("warming up")
-        _each(entries, lambda entry: entry.warm(settings.seconds))
-        for turn in range(ROUNDS):
-            say(f"measuring, round {turn + 1} of {ROUNDS}")
-            _each(entries, _Entry.measure, backwards=turn % 2 == 1)  # A B, B A: a steady drift cancels out
-        _each(entries, _Entry.take_peak)  # before the scoring, which is no part of running a model
-        indices = spread(len(dataset), settings.max_images) if scored else []
-        digest = hashlib.sha256()
-        for done, index in enumerate(indices):
-            say(f"scoring picture {done + 1} of {len(indices)}")
-            score_one(entries, dataset[index], dataset.labels, digest)
-        results = {e.name: e.result() for e in entries if e.error is None}
-    return BenchmarkResult(
-        environment=Environment.here(settings.threads),
+        cards = stack.enter_context(gpus())
+        meters, no_power = find_meters(cards)
+        recorder = stack.enter_context(Recorder(meters).running())
+        progress.say("measuring the idle power" if meters else "starting")
+        idle_w = recorder.idle_w() if meters else {}
+        processes = stack.enter_context(ExitStack())
+        probes = [processes.enter_context(Probe(path)) for path in paths]
+        entries = [Entry(*named) for named in zip(display_names(paths), paths, probes, strict=True)]
+        watch = Watch([probe.pid for probe in probes], cards)
+        try:
+            _load(entries, frames, settings, progress)
+            can_score = _can_score(pictures, entries[0].spec.labels, notes)
+            _measure(entries, settings, recorder, watch, cards, progress)
+            chosen = spread(len(pictures.dataset), settings.max_images) if can_score else []
+            _score(entries, pictures, chosen, scores, progress)
+            processes.close()  # the sweep has the memory for itself
+            alive = [(entry.name, entry.path) for entry in entries if entry.error is None]
+            for point in sweep(alive, frames, pictures.dataset, chosen, settings, progress.say):
+                points.append(point)  # noqa: PERF402 - an interruption must leave those that are done
+        except KeyboardInterrupt:
+            if not all(entry.rounds for entry in entries if entry.error is None):
+                raise
+            interrupted = progress.last
+        except LfdError as error:
+            if not entries[0].rounds or not any(entry.rounds for entry in entries[1:]):
+                raise
+            interrupted, ended = progress.last, True
+            if entries[0].error is None and not all(entry.error for entry in entries[1:]):
+                failures.append(Failure(pictures.name, _without_folder(str(error)), error.exit_code))
+        failures += [Failure(e.name, e.public(e.error), e.error.exit_code) for e in entries if e.error is not None]
+        kept = [entry for entry in entries if entry.rounds and (ended or entry.error is None)]
+        results = {entry.name: entry.result(idle_w) for entry in kept}
+        environment = Environment.here(settings.threads, tuple(card.name for card in cards))
+    first = results[entries[0].name]
+    record = BenchmarkResult(
+        environment=environment,
         settings=settings,
         frames=FramesUsed(
             data=pictures.name,
             timed=len(frames),
             timed_sha256=frames_sha256,
             sizes_wh=tuple(sorted({(frame.shape[1], frame.shape[0]) for frame in frames})),
-            scored=len(indices),
-            scored_sha256=digest.hexdigest() if indices else None,
+            scored=scores.count,
+            scored_sha256=scores.digest.hexdigest() if scores.count else None,
         ),
-        classes=first.spec.labels.names,
-        teacher=results[first.name],
+        classes=entries[0].spec.labels.names,
+        teacher=first,
         students=tuple(
-            StudentResult(results[e.name], _versus(e, first, results)) for e in entries[1:] if e.error is None
+            StudentResult(results[e.name], versus(results[e.name], first)) for e in kept if e is not entries[0]
         ),
-        failures=tuple(Failure(e.name, _public(e), e.error.exit_code) for e in entries if e.error is not None),
+        failures=tuple(failures),
         notes=tuple(notes),
+        sweep=tuple(points),
+        conditions=tuple(watch.looks),
+        no_power=no_power,
+        interrupted=interrupted,
     )
+    return record, scores.shown
 
 
-@dataclass
-class _Entry:
-    """A model on its way through the benchmark."""
+def _load(entries: Sequence[Entry], frames: Sequence[Image], settings: Settings, progress: _Progress) -> None:
+    first = entries[0]
 
-    name: str
-    path: Path
-    probe: Probe
-    error: LfdError | None = None
-    spec: ModelSpec = field(init=False)
-    loaded: dict[str, Any] = field(init=False)
-    warm_up: WarmUp = field(init=False)
-    per_round: int = 0
-    rounds: list[Samples] = field(default_factory=list)
-    peak_mb: float | None = None
-    matrix: ConfusionMatrix | None = None
-    agreeing: int = 0
-    pixels: int = 0
+    def load(entry: Entry) -> None:
+        progress.say(f"loading {entry.name}")
+        entry.load(frames, settings.threads, settings.backend)
+        check_labels(entry.spec.labels, first.spec.labels, f"the teacher {first.name}")
 
-    def load(self, frames: Sequence[Image], threads: int, backend: str | None) -> None:
-        check_model_file(self.path)
-        self.loaded = self.probe.load(frames, threads, backend)
-        self.spec = ModelSpec.from_json(self.loaded["spec"], str(self.path))
-
-    def warm(self, seconds: float) -> None:
-        reply, _ = self.probe.ask("warm_up", seconds=seconds / 5, limit_s=seconds)
-        self.warm_up = WarmUp(tuple(reply["durations_ms"]), reply["settled"])
-        typical_ms = statistics.median(self.warm_up.thrown_away_ms[-5:])
-        self.per_round = math.ceil(samples_to_take(typical_ms, seconds) / ROUNDS)
-
-    def measure(self) -> None:
-        reply, _ = self.probe.ask("measure", count=self.per_round)
-        self.rounds.append(Samples(*(tuple(reply[key]) for key in ("fit_ms", "model_ms", "restore_ms"))))
-
-    def take_peak(self) -> None:
-        self.peak_mb = self.probe.ask("memory")[0]["peak_mb"]
-
-    def result(self) -> ModelResult:
-        build, provenance = self.loaded["build"], self.spec.provenance
-        method = provenance.get("method")
-        return ModelResult(
-            name=self.name,
-            sha256=sha256(self.path),
-            file_bytes=self.path.stat().st_size,
-            model=self.spec.model,
-            method=method if isinstance(method, str) else None,
-            size_hw=self.spec.preprocess.size_hw,
-            precision=build["precision"],
-            backend=build["backend"],
-            params=_count(provenance, "params"),
-            macs=_count(provenance, "macs"),
-            load_ms=self.loaded["load_ms"],
-            first_ms=self.loaded["first_ms"],
-            memory=Memory(self.peak_mb, self.loaded["baseline_mb"]),
-            single=SingleStream.of(self.warm_up, self.rounds),
-            accuracy=_accuracy(self.matrix, self.agreeing / self.pixels) if self.matrix is not None else None,
-        )
+    _each(entries, load)
 
 
-def _each(entries: Sequence[_Entry], action: Callable[[_Entry], None], backwards: bool = False) -> None:
+def _measure(
+    entries: Sequence[Entry],
+    settings: Settings,
+    recorder: Recorder,
+    watch: Watch,
+    cards: Sequence[Gpu],
+    progress: _Progress,
+) -> None:
+    """Take turns: A B, B A, so that a steady drift cancels out."""
+    progress.say("warming up")
+    _each(entries, partial(Entry.warm, seconds=settings.seconds))
+    watch.look()
+    for turn in range(ROUNDS):
+        progress.say(f"measuring, round {turn + 1} of {ROUNDS}")
+        _each(entries, partial(Entry.measure, recorder=recorder), backwards=turn % 2 == 1)
+        watch.look()
+    _each(entries, partial(Entry.take_peak, cards=cards))  # before batches, which not every model takes
+    for batch in settings.batches:
+        _each(entries, partial(Entry.try_batch, batch=batch, seconds=settings.seconds))
+        for turn in range(ROUNDS):
+            progress.say(f"offline in batches of {batch}, round {turn + 1} of {ROUNDS}")
+            _each(entries, partial(Entry.measure_batches, batch=batch), backwards=turn % 2 == 1)
+        watch.look()
+    for fps in settings.streams:
+        progress.say(f"streams of {fps:g} frames a second")
+        _each(entries, partial(Entry.stream, fps=fps, seconds=settings.seconds))
+        watch.look()
+
+
+def _score(
+    entries: Sequence[Entry], pictures: Pictures, chosen: Sequence[int], scores: _Scores, progress: _Progress
+) -> None:
+    show = {chosen[index] for index in spread(len(chosen), SHOWN)}
+    for done, index in enumerate(chosen):
+        progress.say(f"scoring picture {done + 1} of {len(chosen)}")
+        sample = pictures.dataset[index]
+        maps = score_one(entries, sample, pictures.dataset.labels)
+        hash_pixels(scores.digest, sample.image)
+        hash_pixels(scores.digest, sample.mask)
+        scores.count += 1
+        if index in show:
+            scores.shown.append(Shown(sample.name, sample.image, sample.mask, maps, pictures.dataset.labels))
+
+
+def _each(entries: Sequence[Entry], action: Callable[[Entry], None], backwards: bool = False) -> None:
     """Do something with every model that has not failed; a failure is kept.
 
     Raises:
@@ -181,7 +213,9 @@ def _each(entries: Sequence[_Entry], action: Callable[[_Entry], None], backwards
             if entry is entries[0] or len(entries) == 2:
                 raise
             if all(e.error is not None for e in entries[1:]):
-                raise type(error)("; ".join(f"{e.name}: {_public(e)}" for e in entries[1:])) from error
+                raise type(error)(
+                    "; ".join(f"{e.name}: {e.public(e.error)}" for e in entries[1:] if e.error)
+                ) from error
 
 
 @dataclass(frozen=True)
@@ -198,55 +232,53 @@ class _One:
         return self.sample
 
 
-def score_one(entries: Sequence[_Entry], sample: Sample, labels: Labels, digest: Any) -> None:
+def score_one(entries: Sequence[Entry], sample: Sample, labels: Labels) -> dict[str, Image]:
     """Let every model see one picture: count its pixels against the labels and against the teacher's.
+
+    Nothing is counted before all have seen it.
 
     Args:
         entries: The models, the teacher first.
         sample: The picture.
         labels: Its classes.
-        digest: A hash of hashlib, which takes picture and labels.
-    """
-    hash_pixels(digest, sample.image)
-    hash_pixels(digest, sample.mask)
-    height, width = sample.mask.shape
-    restored: list[Image] = []
 
-    def score(entry: _Entry) -> None:
+    Returns:
+        Name to class map, at the size of the labels.
+    """
+    height, width = sample.mask.shape
+    restored: dict[str, Image] = {}
+    counted: list[tuple[Entry, ConfusionMatrix]] = []
+
+    def score(entry: Entry) -> None:
         maps: list[Image] = []
 
         def predict(image: Image) -> Image:
             maps.append(entry.probe.predict(image))
             return maps[0]
 
-        matrix = evaluate(predict, _One(labels, sample), entry.spec.preprocess)
-        entry.matrix = entry.matrix or ConfusionMatrix(len(labels))
-        entry.matrix.counts += matrix.counts
-        restored.append(restore_map(maps[0], entry.spec.preprocess, (height, width)))
-        entry.agreeing += int(np.count_nonzero(restored[-1] == restored[0]))
-        entry.pixels += restored[0].size
+        counted.append((entry, evaluate(predict, _One(labels, sample), entry.spec.preprocess)))
+        restored[entry.name] = restore_map(maps[0], entry.spec.preprocess, (height, width))
 
     _each(entries, score)
+    for entry, matrix in counted:
+        entry.matrix = entry.matrix or ConfusionMatrix(len(labels))
+        entry.matrix.counts += matrix.counts
+        entry.agreeing += agreeing(restored[entry.name], restored[entries[0].name])
+        entry.pixels += height * width
+    return restored
 
 
-def _public(entry: _Entry) -> str:
-    """Return why a model failed, without its name and the folder it is in: reports travel."""
-    message = str(entry.error)
-    for said in (str(entry.path.resolve()), f"{entry.path.parent}/{entry.path.name}"):
-        message = message.replace(said, entry.path.name)
-    return message.removeprefix(f"{entry.path.name}: ")
-
-
-def display_names(paths: Sequence[Path]) -> list[str]:
-    """Return file names, with the folder's where that tells two apart, or else a number."""
-    names = [path.name for path in paths]
-    full = [f"{path.resolve().parent.name}/{path.name}" for path in paths]
-    names = [f if names.count(n) > 1 and full.count(f) == 1 else n for n, f in zip(names, full, strict=True)]
-    return [f"{n} ({names[: i + 1].count(n)})" if names.count(n) > 1 else n for i, n in enumerate(names)]
+def _without_folder(message: str) -> str:
+    """Return a message that begins with a file's path with its name in place of it: reports travel."""
+    where, colon, what = message.partition(": ")
+    return f"{Path(where).name}: {what}" if colon else message
 
 
 def _can_score(pictures: Pictures, model: Labels, notes: list[str]) -> bool:
     """Tell whether the data set can score the models; a note says why not."""
+    if not pictures.labelled:
+        notes.append(f"no accuracy: {pictures.name} has no labels")
+        return False
     try:
         check_labels(model, pictures.dataset.labels, f"the data set {pictures.name}")
     except ModelError:
@@ -255,34 +287,3 @@ def _can_score(pictures: Pictures, model: Labels, notes: list[str]) -> bool:
         notes.append(f"no accuracy: {pictures.name} has other classes than the models; give their data with --data")
         return False
     return True
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _count(provenance: Mapping[str, Any], key: str) -> int | None:
-    value = provenance.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _accuracy(matrix: ConfusionMatrix, agreement: float) -> Accuracy:
-    iou = tuple(_number(float(value)) for value in matrix.iou())
-    return Accuracy(_number(matrix.miou()), iou, _number(matrix.pixel_accuracy()), agreement)
-
-
-def _versus(entry: _Entry, first: _Entry, results: Mapping[str, ModelResult]) -> Versus:
-    student, teacher = results[entry.name], results[first.name]
-    lost = kept = None
-    ours, theirs = (r.accuracy.miou if r.accuracy else None for r in (student, teacher))
-    if ours is not None and theirs is not None:
-        lost, kept = theirs - ours, ours / theirs if theirs > 0 else None
-    return Versus(
-        faster_alone=Ratio.paired([r.model_ms for r in first.rounds], [r.model_ms for r in entry.rounds]),
-        faster_end_to_end=Ratio.paired(
-            [r.end_to_end_ms for r in first.rounds], [r.end_to_end_ms for r in entry.rounds]
-        ),
-        smaller=teacher.file_bytes / student.file_bytes,
-        miou_lost=lost,
-        miou_kept=kept,
-    )

@@ -20,6 +20,7 @@ PACKAGES = (
     "opencv-python-headless",
     "openvino",
     "tensorrt",
+    "torch",
 )
 CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
@@ -39,6 +40,8 @@ class Environment:
         python: Its version.
         packages: Package name to version, of those installed that matter to speed.
         threads: Threads asked for; 0 is the runtime's own choice.
+        board: A Jetson's release and power mode, which sets its clocks; None elsewhere.
+        gpus: Names of the NVIDIA cards that NVML knows.
     """
 
     date_utc: str
@@ -51,10 +54,21 @@ class Environment:
     python: str
     packages: Mapping[str, str]
     threads: int
+    board: str | None = None
+    gpus: tuple[str, ...] = ()
+
+    def alike(self, other: Environment) -> bool:
+        """Whether two are of the same kind of machine with the same software, so that one table may hold both."""
+        return (self.cpu, self.cores, self.board, self.packages) == (
+            other.cpu,
+            other.cores,
+            other.board,
+            other.packages,
+        )
 
     @classmethod
-    def here(cls, threads: int = 0) -> Environment:
-        """Describe this machine, now."""
+    def here(cls, threads: int = 0, gpus: tuple[str, ...] = ()) -> Environment:
+        """Describe this machine, now; NVML's cards are the caller's, who has it open."""
         khz = _read(CPUFREQ / "cpuinfo_max_freq")
         kib = _field(Path("/proc/meminfo"), "MemTotal")
         return cls(
@@ -68,6 +82,8 @@ class Environment:
             python=platform.python_version(),
             packages=_versions(),
             threads=threads,
+            board=_board(),
+            gpus=gpus,
         )
 
 
@@ -81,12 +97,20 @@ class Settings:
         threads: Threads for one inference; 0 is the runtime's own choice.
         max_images: Pictures to score on, spread over the set; None takes all.
         backend: What runs them, a name in `deploy.session.BACKENDS`; None is each file's own.
+        batches: Batch sizes of the scenario `offline`; none leaves it out.
+        streams: Frames a second of the scenario `stream`, one after another; none leaves it out.
+        thread_sweep: Other thread counts to measure.
+        size_sweep: Other input sizes (height, width) to measure.
     """
 
     seconds: float = 10.0
     threads: int = 0
     max_images: int | None = None
     backend: str | None = None
+    batches: tuple[int, ...] = ()
+    streams: tuple[float, ...] = ()
+    thread_sweep: tuple[int, ...] = ()
+    size_sweep: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +152,15 @@ def _system() -> str:
         name = platform.freedesktop_os_release().get("PRETTY_NAME", "")
         return f"{name}, {platform.system()} {platform.release()} {platform.machine()}"
     return f"{platform.system()} {platform.release()} {platform.machine()}"
+
+
+def _board() -> str | None:
+    """Return a Jetson's release and power mode: its clocks follow from the mode, so times mean nothing without it."""
+    release = _read(Path("/etc/nv_tegra_release"))
+    if release is None:
+        return None
+    mode = _field(Path("/var/lib/nvpmodel/status"), "pmode")
+    return f"L4T {', '.join(release.lstrip('# ').split(', ')[:2])}; power mode {mode or 'unknown'}"
 
 
 def _versions() -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""Which pictures a benchmark uses: frames for the clock, an even choice to score, and their hash."""
+"""Which pictures a benchmark uses: frames for the clock, an even choice to score, some to show, and their hash."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from lfd.data.base import Dataset
 from lfd.preprocess import Image
+from lfd.spec import Labels
 
 MAX_FRAMES = 32
 MAX_FRAME_BYTES = 64 << 20
@@ -25,11 +27,32 @@ class Pictures:
         name: For the report, without a path.
         must_score: Whether classes other than the models' are an error; else the data set then
             only gives frames.
+        labelled: Whether there are labels; else it only gives frames.
     """
 
     dataset: Dataset
     name: str
     must_score: bool = True
+    labelled: bool = True
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture for the report, with what each model made of it.
+
+    Attributes:
+        name: The picture's.
+        frame: (H, W, 3) BGR uint8.
+        truth: (H, W) label values.
+        maps: Model's name to its (H, W) class map.
+        labels: The classes.
+    """
+
+    name: str
+    frame: Image
+    truth: Image
+    maps: Mapping[str, Image]
+    labels: Labels
 
 
 def spread(length: int, wanted: int | None) -> list[int]:

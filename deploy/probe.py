@@ -1,132 +1,122 @@
 """One model in a process of its own, measured when told: both ends of the pipe.
 
 A fresh process for each model makes its memory its own; processes that live through the whole
-benchmark and take turns see the same state of the machine. `python -m deploy.probe` is the child;
-`Probe` is the parent's handle. Each message is one line of JSON, followed by the bytes of the
-pictures whose shapes it lists.
+benchmark and take turns see the same state of the machine. `python -m deploy.probe` is the child
+for model files, another module's for checkpoints; `Probe` is the parent's handle.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
-
-import numpy as np
+from typing import IO, Any, NamedTuple
 
 import lfd.errors
-from deploy.session import InferenceSession, choose_backend, class_map, open_session
-from deploy.timing import Samples, is_settled
+from deploy.bench_loops import measure, measure_batches, measure_stream, warm_up
+from deploy.bench_memory import memory_mb
+from deploy.bench_models import is_checkpoint
+from deploy.bench_pipe import receive, send
+from deploy.session import ENGINES, InferenceSession, choose_backend, class_map, open_session
 from lfd.errors import LfdError, ModelError
-from lfd.preprocess import Image, fit_frame, restore_map
+from lfd.preprocess import Image
+from lfd.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNTIMES = {"ort": "onnxruntime", "openvino": "openvino", "openvino-bf16": "openvino"}
+RUNTIMES = {"ort": "onnxruntime", "openvino": "openvino", "openvino-bf16": "openvino", "trt": "tensorrt"}
 """Of each backend, imported before the baseline is taken: the runtime's own code is not the model's memory."""
+PATIENCE_S = 600.0
+"""How long a process may take beyond what is expected of it, such as to load a model; then it hangs."""
+CHECKPOINT_PROBE = "export.torch_probe"
+"""Measures a checkpoint. It is started by name, and only for one: nothing here may import torch."""
 
-MIN_WARM_UPS = 3
 
+class Request(NamedTuple):
+    """How a model is to be loaded.
 
-def measure(session: InferenceSession, frames: Sequence[Image], count: int, start: int = 0) -> Samples:
-    """Run one picture after another and time each stage.
-
-    All stages are timed in one pass, so that "model alone" and "end to end" are the same runs. The
-    frames are decoded before; `run` returns when the device has finished, and then the clock stops.
-
-    Args:
-        session: The model.
-        frames: (H, W, 3) BGR uint8, taken in turns.
-        count: How many inferences.
-        start: Position in `frames` to begin at.
+    Attributes:
+        path: Its file.
+        backend: A name in `deploy.session.BACKENDS`, for an .onnx file; None is its own.
+        threads: For one inference; 0 is the runtime's choice.
+        size_hw: Input size; None is the model's own.
     """
-    preprocess = session.spec.preprocess
-    stamps = []
-    for index in range(start, start + count):
-        frame = frames[index % len(frames)]
-        begin = time.perf_counter_ns()
-        fitted = fit_frame(frame, preprocess)
-        ready = time.perf_counter_ns()
-        classes = class_map(session, fitted)
-        done = time.perf_counter_ns()
-        restore_map(classes, preprocess, (frame.shape[0], frame.shape[1]))
-        stamps.append((begin, ready, done, time.perf_counter_ns()))
-    fit, model, restore = (tuple((s[i + 1] - s[i]) / 1e6 for s in stamps) for i in range(3))
-    return Samples(fit, model, restore)
+
+    path: Path
+    backend: str | None
+    threads: int
+    size_hw: tuple[int, int] | None
 
 
-def warm_up(
-    session: InferenceSession, frames: Sequence[Image], seconds: float, limit_s: float
-) -> tuple[list[float], bool]:
-    """Run until the time is up and the rolling median has come to rest, or until the limit.
+Prepare = Callable[[Request], Callable[[], InferenceSession]]
+"""Imports what runs a model, and returns a function that loads it."""
+Describe = Callable[[InferenceSession], ModelSpec]
+"""Returns a loaded model's specification; called after the clock has stopped, so that it may count parameters."""
 
-    Returns:
-        The end-to-end durations in milliseconds, and whether the median came to rest.
+
+def prepare_file(request: Request) -> Callable[[], InferenceSession]:
+    """Prepare for an .onnx file or an engine.
+
+    Raises:
+        ModelError: No such file, or a runtime that does not take it.
     """
-    durations: list[float] = []
-    begin = time.monotonic()
-    while True:
-        durations += measure(session, frames, 1, len(durations)).end_to_end_ms
-        spent, settled = time.monotonic() - begin, is_settled(durations)
-        if len(durations) >= MIN_WARM_UPS and (spent >= limit_s or (settled and spent >= seconds)):
-            return durations, settled
+    # An engine has one runtime; the backend asked for is that of the .onnx files beside it.
+    backend = choose_backend(request.path, None if request.path.suffix in ENGINES else request.backend)
+    with contextlib.suppress(ImportError):  # what is missing is said when the model is loaded
+        importlib.import_module(RUNTIMES.get(backend, "numpy"))
+
+    def load() -> InferenceSession:
+        session = open_session(request.path, backend, request.threads)
+        if request.size_hw not in (None, session.spec.preprocess.size_hw):
+            own, asked = ("{}x{}".format(*size) for size in (session.spec.preprocess.size_hw, request.size_hw or ()))
+            session.close()
+            raise ModelError(
+                f"{request.path}: its input is {own} and no other size. Fix: lfd-export onnx --size {asked}, or sweep "
+                "over the checkpoint"
+            )
+        return session
+
+    return load
 
 
-def _status_mb(field: str) -> float | None:
-    """Return a memory figure of this process from Linux's /proc, in MB of 10^6 bytes."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return None
-
-
-def memory_mb() -> tuple[float | None, float | None]:
-    """Return this process's resident memory and its peak, in MB; None where the system does not say.
-
-    getrusage is the second choice: on Linux its ru_maxrss survives exec, so that a child starts with
-    the peak of the process that started it (792 MB measured for a bare child of 9 MB).
-    """
-    now, peak = _status_mb("VmRSS"), _status_mb("VmHWM")
-    if peak is None:
-        with contextlib.suppress(ImportError):
-            import resource  # noqa: PLC0415 - there is none on Windows
-
-            unit = 1 if sys.platform == "darwin" else 1024
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return now if now is not None else peak, peak
+class ProcessEndedError(ModelError):
+    """A measuring process is there no more."""
 
 
 class _Child:
     """The commands a measuring process obeys; each takes the message and its pictures."""
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Prepare = prepare_file, describe: Describe = attrgetter("spec")) -> None:
         self.session: InferenceSession
         self.frames: list[Image] = []
         self.position = 0
+        self._prepare, self._describe = prepare, describe
 
     def load(self, message: dict[str, Any], pictures: list[Image]) -> dict[str, Any]:
         self.frames = pictures
-        backend = choose_backend(Path(message["path"]), message["backend"])
-        with contextlib.suppress(ImportError):
-            importlib.import_module(RUNTIMES[backend])
+        size = message["size_hw"]
+        request = Request(
+            Path(message["path"]), message["backend"], message["threads"], (size[0], size[1]) if size else None
+        )
+        load = self._prepare(request)
         baseline_mb, _ = memory_mb()
         begin = time.perf_counter_ns()
-        self.session = open_session(Path(message["path"]), backend, message["threads"])
+        self.session = load()
         loaded = time.perf_counter_ns()
         first = measure(self.session, self.frames, 1)
         return {
-            "spec": self.session.spec.to_json(),
+            "spec": self._describe(self.session).to_json(),
             "build": asdict(self.session.build),
             "load_ms": (loaded - begin) / 1e6,
             "first_ms": first.end_to_end_ms[0],
@@ -139,10 +129,16 @@ class _Child:
 
     def measure(self, message: dict[str, Any], _: list[Image]) -> dict[str, Any]:
         # While the others had their turn the caches went cold and the threads asleep: one is thrown away.
-        measure(self.session, self.frames, 1, self.position)
-        samples = measure(self.session, self.frames, message["count"], self.position)
-        self.position += message["count"]
+        run = partial(measure_batches, batch=message["batch"]) if message["batch"] else measure
+        run(self.session, self.frames, count=1, start=self.position)
+        samples = run(self.session, self.frames, count=message["count"], start=self.position)
+        self.position += message["count"] * (message["batch"] or 1)
         return asdict(samples)
+
+    def stream(self, message: dict[str, Any], _: list[Image]) -> dict[str, Any]:
+        measure(self.session, self.frames, 1)
+        found = measure_stream(self.session, self.frames, message["fps"], message["seconds"])
+        return {**asdict(found.samples), "wait_ms": found.wait_ms, "unserved": found.unserved}
 
     def memory(self, _: dict[str, Any], __: list[Image]) -> dict[str, Any]:
         return {"peak_mb": memory_mb()[1]}
@@ -151,74 +147,46 @@ class _Child:
         return [class_map(self.session, picture) for picture in pictures]
 
 
-def _send(pipe: IO[bytes], message: dict[str, Any], pictures: Sequence[Image] = ()) -> None:
-    pipe.write(json.dumps({**message, "shapes": [p.shape for p in pictures]}).encode() + b"\n")
-    for picture in pictures:
-        pipe.write(np.ascontiguousarray(picture).data)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], list[Image]]:
-    """Read one message.
-
-    Raises:
-        EOFError: The other end has gone.
-    """
-    line = pipe.readline()
-    if not line.endswith(b"\n"):
-        raise EOFError
-    message: dict[str, Any] = json.loads(line)
-    pictures = []
-    for shape in message.pop("shapes"):
-        picture: Image = np.empty(shape, np.uint8)
-        view = picture.data.cast("B")
-        while view:
-            if not (read := pipe.readinto(view)):  # type: ignore[attr-defined]
-                raise EOFError
-            view = view[read:]
-        pictures.append(picture)
-    return message, pictures
-
-
-def serve(incoming: IO[bytes], outgoing: IO[bytes]) -> None:
+def serve(incoming: IO[bytes], outgoing: IO[bytes], child: _Child) -> None:
     """Obey messages until the other end closes the pipe."""
-    child = _Child()
     commands: dict[str, Callable[[dict[str, Any], list[Image]], Any]] = {
         "load": child.load,
         "warm_up": child.warm_up,
         "measure": child.measure,
+        "stream": child.stream,
         "memory": child.memory,
         "predict": child.predict,
     }
     while True:
         try:
-            message, pictures = _receive(incoming)
+            message, pictures = receive(incoming)
         except EOFError:
             return
         try:
             result = commands[message["op"]](message, pictures)
         except LfdError as error:
-            _send(outgoing, {"error": str(error), "kind": type(error).__name__})
+            send(outgoing, {"error": str(error), "kind": type(error).__name__})
         except MemoryError:
-            _send(outgoing, {"error": "does not fit into this machine's memory", "kind": "ModelError"})
+            send(outgoing, {"error": "does not fit into this machine's memory", "kind": "ModelError"})
         else:
-            _send(outgoing, *(({}, result) if isinstance(result, list) else (result,)))
+            send(outgoing, *(({}, result) if isinstance(result, list) else (result,)))
 
 
 class Probe:
     """A model in a measuring process; a context manager that ends the process.
 
     Args:
-        path: The model file.
+        path: The model: a file, or a run directory.
+        module: What is run as the child; by default this one, or CHECKPOINT_PROBE for a checkpoint.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, module: str | None = None) -> None:
         self._path = path
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         # From ROOT, `-m` finds this very package, and not a folder `deploy` where the user stands. A session
         # of its own: Ctrl-C reaches the parent, which ends the child; a dead parent closes the pipe.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.probe"],
+            [sys.executable, "-m", module or (CHECKPOINT_PROBE if is_checkpoint(path) else "deploy.probe")],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -226,27 +194,55 @@ class Probe:
             start_new_session=True,
         )
 
-    def ask(self, op: str, pictures: Sequence[Image] = (), **message: Any) -> tuple[dict[str, Any], list[Image]]:
-        """Send a command and wait for its result.
+    def ask(
+        self, op: str, pictures: Sequence[Image] = (), expected_s: float = 0, **message: Any
+    ) -> tuple[dict[str, Any], list[Image]]:
+        """Send a command and wait for its result, PATIENCE_S longer than `expected_s` at most.
 
         Raises:
-            LfdError: What the child raised, of the same class; ModelError when it died.
+            LfdError: What the child raised, of the same class; ProcessEndedError when it died or hung.
         """
+        limit_s = expected_s + PATIENCE_S
+        hung = threading.Event()
+
+        def give_up() -> None:
+            hung.set()
+            self._process.kill()  # the reader below wakes up from its end
+
+        watchdog = threading.Timer(limit_s, give_up)
+        watchdog.daemon = True
+        watchdog.start()
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None  # noqa: S101 - both are PIPE
         try:
-            _send(stdin, {"op": op, **message}, pictures)
-            reply, returned = _receive(stdout)
+            send(stdin, {"op": op, **message}, pictures)
+            reply, returned = receive(stdout)
         except (EOFError, BrokenPipeError) as error:
-            raise ModelError(self._obituary(op)) from error
+            if hung.is_set():
+                raise ProcessEndedError(f"{self._path}: gave no answer to {op} in {limit_s:.0f} s") from error
+            raise ProcessEndedError(self._obituary(op)) from error
+        finally:
+            watchdog.cancel()
         if "error" in reply:
             kind = getattr(lfd.errors, reply["kind"], LfdError)
             raise kind(reply["error"].replace(str(self._path.resolve()), str(self._path)))
         return reply, returned
 
-    def load(self, frames: Sequence[Image], threads: int, backend: str | None = None) -> dict[str, Any]:
-        """Load the model and run it once; the frames for the measurements go with it."""
-        return self.ask("load", frames, path=str(self._path.resolve()), threads=threads, backend=backend)[0]
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def load(
+        self,
+        frames: Sequence[Image],
+        threads: int,
+        backend: str | None = None,
+        size_hw: tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
+        """Load the model and run it once; the frames for the measurements go with it. See `Request`."""
+        path = str(self._path.resolve())
+        return self.ask("load", frames, path=path, threads=threads, backend=backend, size_hw=size_hw)[0]
 
     def predict(self, image: Image) -> Image:
         """Return the class map of a frame that has the model's size."""
@@ -276,12 +272,12 @@ class Probe:
         self.close()
 
 
-def main() -> None:
+def main(prepare: Prepare = prepare_file, describe: Describe = attrgetter("spec")) -> None:
     """Serve on stdin and stdout; what libraries print goes to stderr instead."""
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
-        serve(sys.stdin.buffer, outgoing)
+        serve(sys.stdin.buffer, outgoing, _Child(prepare, describe))
     except BrokenPipeError:
         os._exit(0)  # the parent has gone
     except Exception:

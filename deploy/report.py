@@ -1,185 +1,78 @@
-"""The pages people read of a benchmark, a table and a Markdown page: made from its record alone."""
+"""The pages of a benchmark: JSON, Markdown, CSV and HTML in a folder, and a table for a terminal."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict
+import contextlib
+import csv
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from deploy.record import BenchmarkResult
-from deploy.timing import PERCENTILES, TOLERANCE, Ratio, SingleStream, Timing, samples_needed
-from lfd.errors import UsageError
-from lfd.files import check_free, to_json, write_texts
+from deploy.pictures import Shown
+from deploy.record import BenchmarkResult, ModelResult, to_json
+from deploy.report_html import page
+from deploy.report_remarks import remarks
+from deploy.report_rows import Row, about, rows
+from deploy.timing import Percentiles
+from lfd.errors import LfdError, SinkError, UsageError
+from lfd.files import check_free, write_text, write_texts
 
-FILES = ("bench.json", "bench.md")
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+FILES = ("bench.json", "bench.md", "bench.csv", "bench.html")
 
 
 def check_out(folder: Path, overwrite: bool) -> None:
     """Refuse, before anything is measured, a folder that the report cannot be written to.
 
     Raises:
-        UsageError: It is a file, or holds a report and `overwrite` is false.
+        UsageError: It is a file, nothing can be written there, or it holds a report and `overwrite` is false.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {folder} is a file; expected a folder for {' and '.join(FILES)}")
+        raise UsageError(f"--out {folder} is a file; expected a folder for {FILES[0]} and its pages")
     for name in FILES:
         check_free(folder / name, overwrite)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:  # permissions do not tell of a file system that takes nothing
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written to ({error.strerror}); choose another place") from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+                path.rmdir()
 
 
-def write_report(result: BenchmarkResult, folder: Path) -> None:
-    """Write the record and the page into a folder, which is made; a reader never meets half a file."""
-    write_texts({folder / FILES[0]: to_json(asdict(result)), folder / FILES[1]: markdown(result)})
+def write_report(result: BenchmarkResult, shown: Sequence[Shown], folder: Path, overwrite: bool) -> None:
+    """Write record and pages into a folder, which is made; a reader never meets half a file.
 
-
-class _Row(NamedTuple):
-    """A line of the table; without cells it is the heading of those below."""
-
-    label: str
-    cells: Sequence[str] = ()
-
-
-def number(value: float | None) -> str:
-    """Return three significant digits without an exponent; "-" for None."""
-    if value is None:
-        return "-"
-    rounded = float(f"{value:.3g}")
-    digits = 2 - math.floor(math.log10(abs(rounded))) if rounded else 0
-    return f"{value:.{max(0, digits)}f}"
-
-
-def percent(value: float | None) -> str:
-    """Return a share as per cent with two decimals; "-" for None."""
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _times(ratio: Ratio) -> str:
-    return f"{number(ratio.median)} ({number(ratio.low)}-{number(ratio.high)})"
-
-
-def _thrown_away(single: SingleStream) -> str:
-    return f"{len(single.warm_up.thrown_away_ms)} + {len(single.rounds)}"
-
-
-def _scaled(value: float | None, unit: float) -> str:
-    return number(None if value is None else value / unit)
-
-
-def _timing_rows(heading: str, timings: Sequence[Timing]) -> list[_Row]:
-    latencies = [t.latency for t in timings]
-    return [
-        _Row(heading),
-        _Row("median (p50), ms", [number(p.p50_ms) for p in latencies]),
-        _Row("p90, ms", [number(p.p90_ms) for p in latencies]),
-        _Row("p95, ms", [number(p.p95_ms) for p in latencies]),
-        _Row("p99, ms", [number(p.p99_ms) for p in latencies]),
-        _Row("slowest, ms", [number(p.max_ms) for p in latencies]),
-        _Row("pictures a second", [number(t.images_per_s) for t in timings]),
-        _Row("spread, standard deviation to mean, %", [percent(t.variation) for t in timings]),
-        _Row("drift, second half to first, %", [percent(t.drift) for t in timings]),
-    ]
-
-
-def rows(result: BenchmarkResult) -> list[_Row]:
-    """Return the table's lines; the students' columns come first, the teacher's last."""
-    versus = [s.versus for s in result.students]
-    models = [*(s.result for s in result.students), result.teacher]
-    singles = [m.single for m in models]
-    scored = [m.accuracy for m in models if m.accuracy is not None]
-    against = [
-        _Row("Against the teacher"),
-        _Row("times faster, model alone (range of rounds)", [*(_times(v.faster_alone) for v in versus), "1"]),
-        _Row("times faster, end to end (range of rounds)", [*(_times(v.faster_end_to_end) for v in versus), "1"]),
-        _Row("times smaller, file", [*(number(v.smaller) for v in versus), "1"]),
-    ]
-    classes = []
-    if scored:
-        against += [
-            _Row("mIoU lost, points", [*(percent(v.miou_lost) for v in versus), "0"]),
-            _Row("mIoU kept, % of the teacher's", [*(percent(v.miou_kept) for v in versus), "100"]),
-            _Row("pixels of the same class as its, %", [percent(a.agreement) for a in scored]),
-            _Row("Accuracy"),
-            _Row("mIoU, %", [percent(a.miou) for a in scored]),
-            _Row("pixels right, %", [percent(a.pixel_accuracy) for a in scored]),
-        ]
-        named = enumerate(result.classes)
-        classes = [_Row("IoU by class, %"), *(_Row(name, [percent(a.iou[i]) for a in scored]) for i, name in named)]
-    return [
-        *against,
-        *_timing_rows("Speed, end to end: fit the frame, run the model, map back", [s.end_to_end for s in singles]),
-        *_timing_rows("Speed, model alone", [s.model_alone for s in singles]),
-        _Row("Samples"),
-        _Row("counted", [str(s.end_to_end.latency.count) for s in singles]),
-        _Row("thrown away: warm-up + one a round", [_thrown_away(s) for s in singles]),
-        _Row("Start"),
-        _Row("load, ms", [number(m.load_ms) for m in models]),
-        _Row("first picture, ms", [number(m.first_ms) for m in models]),
-        _Row("Size"),
-        _Row("input, height x width", ["{}x{}".format(*m.size_hw) for m in models]),
-        _Row("precision", [m.precision for m in models]),
-        _Row("file, MB", [number(m.file_bytes / 1e6) for m in models]),
-        _Row("parameters, million", [_scaled(m.params, 1e6) for m in models]),
-        _Row("MACs at that input, billion", [_scaled(m.macs, 1e9) for m in models]),
-        _Row("memory of the process at its peak, MB", [number(m.memory.peak_mb) for m in models]),
-        _Row("of that the model's share, MB", [number(m.memory.model_mb) for m in models]),
-        *classes,
-    ]
-
-
-def remarks(result: BenchmarkResult) -> list[str]:
-    """Return what a reader must know to judge the numbers: warnings, notes, failures."""
-    models = [*(s.result for s in result.students), result.teacher]
-    found = []
-    for model in models:
-        timings = (model.single.model_alone, model.single.end_to_end)
-        if any(t.unsteady for t in timings):
-            spread, drift = (max(abs(getattr(t, key) or 0.0) for t in timings) for key in ("variation", "drift"))
-            found.append(
-                f"Warning: {model.name}: times spread by {percent(spread)} % and drift by {percent(drift)} % "
-                f"(above {100 * TOLERANCE:g} %); smaller differences mean nothing"
-            )
-        if not model.single.warm_up.settled:
-            found.append(f"Warning: {model.name}: its warm-up did not come to rest in {result.settings.seconds:g} s")
-        figures = {"parameters": model.params, "MACs": model.macs}
-        if absent := [what for what, value in figures.items() if value is None]:
-            found.append(f"Note: {model.name} does not say its {' and '.join(absent)}; export it again to have them")
-    counts = [m.single.end_to_end.latency.count for m in models]
-    needed = {f"p{100 * p:g}": samples_needed(p) for p in PERCENTILES}
-    if min(counts) < max(needed.values()):
-        earned = ", ".join(f"{name} {n}" for name, n in needed.items())
-        found.append(f"Note: a percentile is shown once enough samples earned it ({earned}); --seconds takes more")
-    found += [f"Note: {note}" for note in result.notes]
-    found += [f"Failed: {failure.name}: {failure.message}" for failure in result.failures]
-    return found
-
-
-def _about(result: BenchmarkResult) -> list[tuple[str, str]]:
-    """Return (what, text) lines on the circumstances."""
-    env, frames = result.environment, result.frames
-    clock = f", {env.clock_mhz:.0f} MHz" if env.clock_mhz else ""
-    governor = f", governor {env.governor}" if env.governor else ""
-    memory = f", {env.memory_mb / 1e3:.1f} GB" if env.memory_mb else ""
-    threads = str(env.threads) if env.threads else "the runtime's choice"
-    sizes = ", ".join(f"{width}x{height}" for width, height in frames.sizes_wh)
-    scored = f"{frames.scored} scored" if frames.scored else "none scored"
-    return [
-        ("Date", env.date_utc),
-        ("Machine", f"{env.cpu}, {env.cores} cores{clock}{governor}{memory}; {env.system}"),
-        ("Software", ", ".join([f"Python {env.python}", *(f"{k} {v}" for k, v in env.packages.items())])),
-        ("Runtime", f"{result.teacher.backend}; threads: {threads}"),
-        ("Pictures", f"{frames.data}: {frames.timed} in turns for the clock ({sizes}), {scored}"),
-    ]
+    Raises:
+        UsageError: Somebody has put a report there meanwhile, and `overwrite` is false.
+        SinkError: Nothing can be written there any more.
+    """
+    texts = (to_json(result) + "\n", markdown(result), table_csv(result), page(result, shown))
+    try:
+        for name in FILES:
+            check_free(folder / name, overwrite)
+        write_texts({folder / name: text for name, text in zip(FILES, texts, strict=True)})
+    except (OSError, LfdError) as error:
+        said = f"--out {folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        kind = SinkError if isinstance(error, OSError) else UsageError
+        saved = Path(tempfile.mkdtemp(prefix="lfd-bench-")) / FILES[0]
+        write_text(saved, texts[0])
+        raise kind(f"{said}. The record is in {saved}") from error
 
 
 def text_table(result: BenchmarkResult) -> str:
     """Return the report for a terminal."""
-    names = [*(s.result.name for s in result.students), result.teacher.name]
-    head = [_Row("", names), _Row("", [*("student" for _ in names[1:]), "teacher"])]
+    names = [m.name for m in result.models]
+    head = [Row("", names), Row("", [*("student" for _ in names[1:]), "teacher"])]
     table = head + rows(result)
     first = max(len(row.label) for row in table if row.cells) + 2
     widths = [max(len(row.cells[i]) for row in table if row.cells) for i in range(len(names))]
-    lines = [f"{what:10}{text}" for what, text in _about(result)] + [""]
+    lines = [f"{what:10}{text}" for what, text in about(result)] + [""]
     for row in table:
         cells = "".join(f"   {cell:>{width}}" for cell, width in zip(row.cells, widths, strict=False))
         lines += [f"  {row.label:{first}}{cells}".rstrip()] if row.cells else ["", row.label]
@@ -188,18 +81,102 @@ def text_table(result: BenchmarkResult) -> str:
 
 def markdown(result: BenchmarkResult) -> str:
     """Return the report as a Markdown page."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    models = [*(s.result for s in result.students), result.teacher]
+    models = result.models
     columns = [*(f"{m.name} (student)" for m in models[:-1]), f"{models[-1].name} (teacher)"]
-    page = ["# Benchmark", "", *(f"- {what}: {text}" for what, text in _about(result)), ""]
-    page += [line(["", *columns]), "| --- |" + " ---: |" * len(columns)]
-    page += [line([r.label, *r.cells] if r.cells else [f"**{r.label}**", *[""] * len(columns)]) for r in rows(result)]
-    page += ["", *(f"- {remark}" for remark in remarks(result)), "", "SHA-256, of what was measured:", ""]
-    page += [f"- {m.name} ({m.model}): `{m.sha256}`" for m in models]
-    page += [f"- frames for the clock: `{result.frames.timed_sha256}`"]
+    lines = [[r.label, *r.cells] if r.cells else [f"**{r.label}**", *[""] * len(columns)] for r in rows(result)]
+    text = ["# Benchmark", "", *(md_text(f"- {what}: {said}") for what, said in about(result)), ""]
+    text += [md_line(["", *columns]), "| --- |" + " ---: |" * len(columns), *map(md_line, lines)]
+    text += ["", *(md_text(f"- {remark}") for remark in remarks(result)), "", "SHA-256, of what was measured:", ""]
+    text += [md_text(f"- {m.name} ({m.model}): `{m.sha256}`") for m in models]
+    text += [f"- frames for the clock: `{result.frames.timed_sha256}`"]
     if result.frames.scored_sha256:
-        page += [f"- pictures and labels scored: `{result.frames.scored_sha256}`"]
-    return "\n".join(page) + "\n"
+        text += [f"- pictures and labels scored: `{result.frames.scored_sha256}`"]
+    return "\n".join(text) + "\n"
+
+
+def md_text(text: str) -> str:
+    """Return text that Markdown takes for one line without HTML: names come from files of others."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def md_line(cells: Sequence[str]) -> str:
+    """Return a line of a Markdown table."""
+    return "| " + " | ".join(md_text(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def table_csv(result: BenchmarkResult) -> str:
+    """Return one line a model, scenario and part as CSV (RFC 4180), numbers in full; an empty cell is not known."""
+    return csv_text(csv_records(result))
+
+
+def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return lines as CSV; the first has all columns. An apostrophe keeps a spreadsheet from running text."""
+
+    def inert(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+
+    with io.StringIO(newline="") as text:
+        writer = csv.DictWriter(text, fieldnames=list(records[0]))
+        writer.writeheader()
+        writer.writerows({key: inert(value) for key, value in record.items()} for record in records)
+        return text.getvalue()
+
+
+def csv_records(result: BenchmarkResult) -> list[dict[str, Any]]:
+    """Return the lines of the CSV, column to value."""
+    return [record for model in result.models for record in _csv_lines(model, result)]
+
+
+def _csv_lines(model: ModelResult, result: BenchmarkResult) -> list[dict[str, Any]]:
+    height, width = model.size_hw
+    base: dict[str, Any] = {
+        "model": model.name,
+        "role": "teacher" if model is result.teacher else "student",
+        "network": model.model,
+        "precision": model.precision,
+        "backend": model.backend,
+    }
+    power = model.power[0] if model.power else None
+    facts: dict[str, Any] = {
+        "miou": model.accuracy.miou if model.accuracy else None,
+        "agreement": model.accuracy.agreement if model.accuracy else None,
+        "file_mb": model.file_bytes / 1e6,
+        "params": model.params,
+        "macs": model.macs,
+    }
+    once: dict[str, Any] = {  # measured with scenario `single`, at the table's threads and size
+        "peak_mb": model.memory.peak_mb,
+        "gpu_mb": model.memory.gpu_mb,
+        "load_ms": model.load_ms,
+        "first_ms": model.first_ms,
+        "power_meter": power.meter if power else None,
+        "mean_w": power.mean_w if power else None,
+        "mj_per_picture": power.mj_per_frame if power else None,
+        "mj_above_idle": power.above_idle_mj if power else None,
+    }
+    lines = []
+
+    def add(scenario: str, part: str, latency: Percentiles | None, images_per_s: float | None, **changed: Any) -> None:
+        setting = {"threads": result.settings.threads, "batch": 1, "height": height, "width": width}
+        numbers = {key: getattr(latency, key) if latency else None for key in Percentiles.__dataclass_fields__}
+        line = {**base, "scenario": scenario, "part": part, **setting, **numbers, "images_per_s": images_per_s, **facts}
+        lines.append({**line, **changed})
+
+    for part in ("end_to_end", "model_alone"):
+        timing = getattr(model.single, part)
+        add("single", part, timing.latency, timing.images_per_s, **once)
+        for offline in model.offline:
+            timing = getattr(offline, part)
+            add("offline", part, timing.latency, timing.images_per_s, batch=offline.batch)
+        for stream in model.streams:
+            rate = stream.images_per_s if part == "end_to_end" else None
+            add(f"stream@{stream.fps:g}", part, getattr(stream, part), rate)
+        for point in result.sweep:
+            timing = getattr(point, part)
+            if point.name == model.name and timing is not None and point.size_hw is not None:
+                size = {"height": point.size_hw[0], "width": point.size_hw[1]}
+                moved = {"threads": point.threads, **size, "peak_mb": point.peak_mb}
+                if point.size_hw != model.size_hw:
+                    moved |= {"miou": point.miou, "agreement": None, "macs": None}
+                add("single", part, timing.latency, timing.images_per_s, **moved)
+    return lines

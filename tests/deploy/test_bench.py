@@ -1,8 +1,9 @@
-"""The benchmark on sessions whose answers and delays are known."""
+"""The benchmark on sessions whose answers are known."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,25 +12,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench_doubles import LABELS, SPEC, Local
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import bench, pictures, probe
+from deploy import bench, bench_sweep, pictures
 from deploy.backends.fake import FakeSession
-from deploy.bench import display_names, run_benchmark
+from deploy.bench import run_benchmark
+from deploy.bench_entry import ROUNDS
+from deploy.bench_loops import measure
+from deploy.bench_memory import memory_mb
+from deploy.bench_models import display_names, is_checkpoint, model_file
 from deploy.environment import Settings
-from deploy.pictures import Pictures, spread, timing_frames
-from deploy.probe import Probe, measure, memory_mb, warm_up
-from deploy.record import BenchmarkResult
-from deploy.timing import Timing
+from deploy.pictures import Pictures, Shown, spread, timing_frames
+from deploy.probe import Probe, ProcessEndedError, Request, prepare_file
+from deploy.record import BenchmarkResult, from_json, to_json
+from deploy.report import text_table
 from lfd.data.base import Sample
 from lfd.errors import DataError, LfdError, ModelError
 from lfd.preprocess import Image
 from lfd.spec import Labels, ModelSpec, Preprocess
-
-LABELS = Labels(("dark", "light"), ((0, 0, 0), (255, 255, 255)))
-SPEC = ModelSpec("fake", LABELS, Preprocess((8, 8)), provenance={"params": 7, "macs": True, "method": "lfd"})
-FRAME: Image = np.zeros((8, 8, 3), np.uint8)
 
 
 class Halves:
@@ -50,31 +52,6 @@ class Halves:
         return Sample(image, (image[..., 1] > 0).astype(np.uint8), str(index))
 
 
-class Local:
-    """A Probe in this process, on the session that MODELS has for the file's name."""
-
-    models: dict[str, FakeSession | LfdError]
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._child = path, probe._Child()
-
-    def ask(self, op: str, pictures: Sequence[Image] = (), **message: Any) -> tuple[dict[str, Any], list[Image]]:
-        result = getattr(self._child, op)(message, list(pictures))
-        return ({}, result) if isinstance(result, list) else (result, [])
-
-    def load(self, frames: Sequence[Image], threads: int, backend: str | None = None) -> dict[str, Any]:
-        return self.ask("load", frames, path=str(self._path), threads=threads, backend=backend)[0]
-
-    def predict(self, image: Image) -> Image:
-        return self.ask("predict", [image])[1][0]
-
-    def __enter__(self) -> Local:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 Bench = Callable[..., BenchmarkResult]
 
 
@@ -82,7 +59,13 @@ Bench = Callable[..., BenchmarkResult]
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
     """Return run(teacher, student, ...) over fake sessions; files named teacher, a, b, c of growing size."""
 
-    def go(*models: FakeSession | LfdError, pictures: Pictures | None = None, seconds: float = 0.02) -> BenchmarkResult:
+    def go(
+        *models: FakeSession | LfdError,
+        pictures: Pictures | None = None,
+        seconds: float = 0.02,
+        probe: type[Local] = Local,
+        **asked: Any,
+    ) -> BenchmarkResult:
         paths = [tmp_path / name for name in ("teacher", "a", "b", "c")[: len(models)]]
         for i, path in enumerate(paths):
             path.write_bytes(b"x" * (1000 if i == 0 else 100 * i))
@@ -94,10 +77,15 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
                 raise model
             return model
 
-        monkeypatch.setattr(probe, "open_session", open_session)
-        monkeypatch.setattr(bench, "Probe", Local)
+        monkeypatch.setattr("deploy.probe.open_session", open_session)
+        monkeypatch.setattr("deploy.probe.choose_backend", lambda path, backend: "ort")
+        monkeypatch.setattr(bench, "Probe", probe)
+        monkeypatch.setattr(bench_sweep, "Probe", probe)
         used = pictures or Pictures(Halves(), "halves@test")
-        return run_benchmark(paths[1:], paths[0], used, Settings(seconds=seconds), lambda _: None)
+        said = asked.pop("say", lambda text: None)
+        result, shown = run_benchmark(paths[1:], paths[0], used, Settings(seconds=seconds, **asked), said)
+        go.shown = shown  # type: ignore[attr-defined]
+        return result
 
     return go
 
@@ -108,50 +96,6 @@ def right(image: Image) -> Image:
 
 def all_dark(image: Image) -> Image:
     return np.zeros(image.shape[:2], np.uint8)
-
-
-# A sleep may last longer than asked, never shorter; on a busy machine much longer, so medians and wide bounds.
-
-
-def test_a_constant_delay_is_reported_as_it_is() -> None:
-    samples = measure(FakeSession(SPEC, 0.01), [FRAME], 25)
-    alone, whole = Timing.of(samples.model_ms), Timing.of(samples.end_to_end_ms)
-    assert min(samples.model_ms) >= 10.0
-    assert alone.latency.p50_ms is not None
-    assert alone.latency.p50_ms < 25.0
-    assert alone.latency.p90_ms is None
-    assert whole.latency.mean_ms >= alone.latency.mean_ms
-    assert whole.images_per_s == pytest.approx(25e3 / sum(samples.end_to_end_ms))
-
-
-def test_a_bimodal_delay_shows_in_the_tail_and_not_in_the_median() -> None:
-    delays = ([0.002] * 4 + [0.05]) * 14
-    timing = Timing.of(measure(FakeSession(SPEC, delays), [FRAME], len(delays)).model_ms)
-    latency = timing.latency
-    assert latency.count == 70
-    assert latency.p50_ms is not None
-    assert latency.p90_ms is not None
-    assert 2.0 <= latency.p50_ms < 25.0
-    assert latency.p90_ms >= 50.0
-    assert latency.mean_ms >= 11.6
-    assert timing.variation is not None
-    assert timing.unsteady
-
-
-def test_a_slow_start_is_warmed_away() -> None:
-    session = FakeSession(SPEC, [0.03] * 6 + [0.002])
-    durations, settled = warm_up(session, [FRAME], seconds=0.0, limit_s=20.0)
-    assert settled
-    assert len(durations) > 12
-    assert sorted(durations[-5:])[2] < 20.0
-    assert len(durations) == session.calls
-
-
-def test_a_warm_up_ends_at_its_limit() -> None:
-    delays = [0.001 * 1.3**i for i in range(30)]
-    durations, settled = warm_up(FakeSession(SPEC, delays), [FRAME], seconds=0.0, limit_s=0.05)
-    assert not settled
-    assert 3 <= len(durations) < 30
 
 
 def test_frames_take_turns_at_their_own_sizes() -> None:
@@ -188,7 +132,7 @@ def test_students_stand_against_the_teacher(run: Bench) -> None:
     assert (first.result.params, first.result.macs, first.result.method) == (7, None, "lfd")
     assert result.frames.scored == 3
     assert result.frames.sizes_wh == ((8, 8),)
-    assert len(first.result.single.rounds) == bench.ROUNDS
+    assert len(first.result.single.rounds) == ROUNDS
     assert first.result.single.model_alone.latency.count >= 11
 
 
@@ -302,7 +246,7 @@ def test_names_tell_models_apart_without_paths(paths: list[str], names: list[str
 def test_a_fresh_process_has_its_own_memory() -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("getrusage is the only source here")
-    ballast = np.ones(400_000_000, np.uint8)
+    ballast = np.ones(200_000_000, np.uint8)
     ours = memory_mb()[1]
     with Probe(Path("unused")) as child:
         theirs = child.ask("memory")[0]["peak_mb"]
@@ -328,3 +272,271 @@ def test_close_ends_the_child_and_may_be_called_twice() -> None:
     child.close()
     child.close()
     assert child._process.returncode is not None
+
+
+def test_every_scenario_is_in_the_record(run: Bench) -> None:
+    models = FakeSession(SPEC, 0.002, right), FakeSession(SPEC, 0.001, right)
+    result = run(*models, batches=(1, 4), streams=(200.0,), seconds=0.03)
+    for model in result.models:
+        assert [o.batch for o in model.offline] == [1, 4]
+        assert all(len(o.rounds) == ROUNDS for o in model.offline)
+        assert model.offline[1].end_to_end.images_per_s > model.offline[0].end_to_end.images_per_s
+        assert [s.fps for s in model.streams] == [200.0]
+        assert model.streams[0].end_to_end is not None
+        assert model.streams[0].end_to_end.count >= 11
+        assert model.missing == ()
+    assert len(result.conditions) == 1 + ROUNDS + 2 + 1
+    assert result.no_power is None or result.no_power.startswith("power is not known here")
+    assert result.interrupted is None
+
+
+def test_a_batch_that_a_file_does_not_take_is_missing_and_the_rest_is_there(run: Bench) -> None:
+    class One(FakeSession):
+        def run(self, batch: Image) -> Any:
+            if len(batch) != 1:
+                raise ModelError("this model takes 1")
+            return super().run(batch)
+
+    result = run(FakeSession(SPEC, rule=right), One(SPEC, rule=right), batches=(1, 2))
+    student = result.students[0].result
+    assert [o.batch for o in student.offline] == [1]
+    assert student.missing[0].what == "offline, batch 2"
+    assert "this model takes 1. Fix: lfd-export onnx --batch dynamic" in student.missing[0].reason
+    assert [o.batch for o in result.teacher.offline] == [1, 2]
+
+
+class Dying(Local):
+    """The measuring process of the student is killed when it is asked for batches of this size."""
+
+    def ask(self, op: str, pictures: Sequence[Image] = (), **message: Any) -> tuple[dict[str, Any], list[Image]]:
+        if message.get("batch") == 64 and self._path.name == "b":
+            raise ProcessEndedError("b: its measuring process ended during measure (killed by signal 9)")
+        return super().ask(op, pictures, **message)
+
+
+def test_a_process_that_a_batch_kills_is_not_told_to_export_again(run: Bench) -> None:
+    result = run(*[FakeSession(SPEC, rule=right) for _ in range(3)], batches=(64,), probe=Dying)
+    assert [f.message for f in result.failures] == ["its measuring process ended during measure (killed by signal 9)"]
+    assert [s.result.name for s in result.students] == ["a"]
+
+
+def test_memory_is_that_of_one_picture_at_a_time(run: Bench) -> None:
+    asked: list[str] = []
+
+    class Noting(Local):
+        def ask(self, op: str, pictures: Sequence[Image] = (), **message: Any) -> tuple[dict[str, Any], list[Image]]:
+            asked.append(f"{op} {message.get('batch')}")
+            return super().ask(op, pictures, **message)
+
+    run(FakeSession(SPEC, rule=right), FakeSession(SPEC, rule=right), batches=(4,), streams=(500.0,), probe=Noting)
+    assert asked.index("memory None") < min(asked.index("measure 4"), asked.index("stream None"))
+    assert asked.index("memory None") > asked.index("measure None")
+
+
+class Stopping(FakeSession):
+    """Somebody presses Ctrl-C while this model runs for the nth time."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(SPEC, rule=right)
+        self.at = at
+
+    def run(self, batch: Image) -> Any:
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return super().run(batch)
+
+
+def test_what_was_measured_before_an_interruption_is_kept_and_marked(run: Bench) -> None:
+    counting = FakeSession(SPEC, rule=right)
+    whole = run(FakeSession(SPEC, rule=right), counting)
+    thrown = len(whole.students[0].result.single.warm_up.thrown_away_ms)
+    assert whole.frames.scored == 3
+
+    said: list[str] = []
+    student = Stopping(10**9)
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text.startswith("measuring, round 3"):
+            student.at = student.calls + 1  # in the round, after the inference that is thrown away
+
+    result = run(FakeSession(SPEC, rule=right), student, say=say)
+    assert result.interrupted == "measuring, round 3 of 6"
+    assert [len(m.single.rounds) for m in result.models] == [2, 3]
+    assert result.students[0].versus.faster_alone.median > 0
+    assert result.teacher.accuracy is None
+    assert result.frames.scored == 0
+    assert thrown > 0
+
+
+class Failing(FakeSession):
+    """Runs out of luck at its nth run."""
+
+    at = 10**9
+
+    def run(self, batch: Image) -> Any:
+        if self.calls >= self.at:
+            raise ModelError("ran out of luck")
+        return super().run(batch)
+
+
+PHASES = (
+    "measuring, round 2 of 6",
+    "offline in batches of 2, round 1 of 6",
+    "offline in batches of 2, round 2 of 6",
+    "streams of 200 frames a second",
+    "scoring picture 1 of 3",
+    "sweep: teacher, 1 threads",
+    "sweep: a, 1 threads",
+)
+
+
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_interruption_at_the_first_instant_of_any_phase_leaves_a_report(run: Bench, phase: str, who: int) -> None:
+    models = [Stopping(10**9), Stopping(10**9)]
+
+    def say(text: str) -> None:
+        if text == phase:
+            models[who].at = models[who].calls
+
+    result = run(*models, say=say, batches=(2,), streams=(200.0,), thread_sweep=(1,))
+    if phase.startswith("sweep: a") and who == 0:
+        assert result.interrupted is None  # it has had its turn
+        return
+    assert (result.interrupted or "").startswith(phase[:6])
+    assert (result.ended_by, result.failures) == (None, ())
+    assert from_json(to_json(result), "x") == result
+    assert "Interrupted: " in text_table(result)
+
+
+@pytest.mark.parametrize(
+    ("who", "phase", "exit_code"),
+    [(0, PHASES[0], 4), (0, PHASES[4], 4), (1, PHASES[0], 4), (1, PHASES[4], 4), (2, PHASES[4], 1)],
+)
+def test_a_failure_after_the_first_round_keeps_what_was_measured(
+    run: Bench, who: int, phase: str, exit_code: int
+) -> None:
+    models = [Failing(SPEC, rule=right), Failing(SPEC, rule=right)]
+
+    class Breaking(Halves):
+        broken = False
+
+        def __getitem__(self, index: int) -> Sample:
+            if self.broken:
+                raise DataError("some/folder/1.png: broken")
+            return super().__getitem__(index)
+
+    dataset = Breaking()
+
+    def say(text: str) -> None:
+        if text == phase and who < 2:
+            models[who].at = models[who].calls
+        elif text == phase:
+            dataset.broken = True
+
+    result = run(*models, say=say, pictures=Pictures(dataset, "halves@test"))
+    assert result.interrupted == phase
+    assert result.ended_by is not None
+    assert result.ended_by.exit_code == exit_code
+    assert result.ended_by.name == ("teacher", "a", "halves@test")[who]
+    assert result.ended_by.message == ("ran out of luck" if who < 2 else "1.png: broken")
+    assert all(model.single.rounds for model in result.models)
+    assert from_json(to_json(result), "x") == result
+
+
+def test_a_failure_in_the_first_round_leaves_nothing(run: Bench) -> None:
+    models = [FakeSession(SPEC, rule=right), Failing(SPEC, rule=right)]
+
+    def say(text: str) -> None:
+        if text == "measuring, round 1 of 6":
+            models[1].at = 0  # type: ignore[attr-defined]
+
+    with pytest.raises(ModelError, match="ran out of luck"):
+        run(*models, say=say)
+
+
+def test_pictures_without_labels_are_only_timed(run: Bench) -> None:
+    result = run(FakeSession(SPEC), FakeSession(SPEC), pictures=Pictures(Halves(), "frames", labelled=False))
+    assert result.notes == ("no accuracy: frames has no labels",)
+    assert result.teacher.accuracy is None
+    assert result.frames.timed == 3
+
+
+def test_a_child_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Probe(Path("some.onnx")) as child:
+        child.ask("memory")
+        monkeypatch.setattr("deploy.probe.PATIENCE_S", 0.1)
+        os.kill(child._process.pid, signal.SIGSTOP)
+        with pytest.raises(ModelError, match=r"some\.onnx: gave no answer to memory in 2 s"):
+            child.ask("memory", expected_s=1.5)
+
+
+def test_an_interruption_while_scoring_keeps_the_pictures_that_all_have_seen(run: Bench) -> None:
+    student = Stopping(10**9)
+
+    def say(text: str) -> None:
+        if text == "scoring picture 2 of 3":
+            student.at = student.calls
+
+    result = run(FakeSession(SPEC, rule=right), student, say=say)
+    assert result.interrupted == "scoring picture 2 of 3"
+    assert result.frames.scored == 1
+    assert [m.accuracy.miou for m in result.models if m.accuracy] == [1.0, 1.0]
+
+
+def test_an_interruption_before_the_first_round_leaves_nothing(run: Bench) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(FakeSession(SPEC), Stopping(2))
+
+
+def test_a_sweep_measures_every_model_again(run: Bench) -> None:
+    other = ModelSpec("fake", LABELS, Preprocess((4, 8)))
+    result = run(
+        FakeSession(SPEC, 0.001, right), FakeSession(other, 0.001, right), thread_sweep=(1, 2), size_sweep=((4, 8),)
+    )
+    assert [(p.name, p.threads) for p in result.sweep[:4]] == [("teacher", 1), ("a", 1), ("teacher", 2), ("a", 2)]
+    assert all(len(p.rounds) == ROUNDS and p.miou is None for p in result.sweep[:4])
+    refused, taken = result.sweep[4:]
+    assert refused.reason is not None
+    assert refused.end_to_end is None
+    assert re.search("its input is 8x8 and no other size. Fix: lfd-export onnx --size 4x8", refused.reason)
+    assert (taken.reason, taken.size_hw, taken.miou) == (None, (4, 8), 1.0)
+
+
+def test_some_pictures_are_kept_to_be_shown(run: Bench) -> None:
+    run(
+        FakeSession(SPEC, rule=right), FakeSession(SPEC, rule=all_dark), pictures=Pictures(Halves(20, (6, 6)), "x@test")
+    )
+    shown: list[Shown] = run.shown  # type: ignore[attr-defined]
+    assert [s.name for s in shown] == ["0", "5", "10", "15"]
+    assert (shown[0].maps["teacher"] == shown[0].truth).all()
+    assert not shown[0].maps["a"].any()
+
+
+def test_a_run_is_a_checkpoint_and_its_weights_are_what_is_hashed(tmp_path: Path) -> None:
+    run_folder, file = tmp_path / "run", tmp_path / "student.onnx"
+    run_folder.mkdir()
+    (run_folder / "model.safetensors").write_bytes(b"weights")
+    file.write_bytes(b"graph")
+    assert is_checkpoint(run_folder)
+    assert is_checkpoint(tmp_path / "x.safetensors")
+    assert not is_checkpoint(file)
+    assert not is_checkpoint(tmp_path)
+    assert model_file(run_folder) == run_folder / "model.safetensors"
+    assert model_file(file) == file
+    for path in (tmp_path, tmp_path / "missing.pth"):
+        with pytest.raises(ModelError, match=r"is a folder|no such file"):
+            model_file(path)
+
+
+def test_a_size_that_a_file_does_not_have_is_said_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.probe.open_session", lambda *args: FakeSession(SPEC))
+    monkeypatch.setattr("deploy.probe.choose_backend", lambda path, backend: "ort")
+    with pytest.raises(ModelError, match=r"\{a\}\.onnx: its input is 8x8 and no other size.* --size 4x8"):
+        prepare_file(Request(Path("{a}.onnx"), None, 0, (4, 8)))()
+
+
+def test_a_file_that_is_missing_is_said_by_its_process(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        prepare_file(Request(tmp_path / "x.onnx", None, 0, None))
