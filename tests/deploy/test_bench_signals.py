@@ -15,6 +15,8 @@ from deploy.bench_signals import SIGNALS, stoppable
 def handlers() -> Iterator[None]:
     """Put back what a test leaves: once stopped, a process ignores all but Ctrl-C."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:  # under nohup the tests themselves were started to ignore one
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
