@@ -31,14 +31,14 @@ from unittest.mock import patch
 
 import numpy as np
 
-from deploy import bench
 from deploy.artifact import BuildInfo
-from deploy.bench_loops import measure, warm_up
-from deploy.bench_request import open_pictures
+from deploy.bench import benchmark
+from deploy.bench.loops import measure, warm_up
+from deploy.bench.pictures import timing_frames
+from deploy.bench.probe import Probe, Request, prepare_file
+from deploy.bench.probe import main as serve
+from deploy.bench.request import open_pictures
 from deploy.environment import Environment, Settings
-from deploy.pictures import timing_frames
-from deploy.probe import Probe, Request, prepare_file
-from deploy.probe import main as serve
 from deploy.session import InferenceSession, open_session
 from lfd.errors import LfdError
 from lfd.files import write_json
@@ -119,13 +119,16 @@ def overhead(rounds: int, count: int) -> dict[str, Any]:
 def repeatability(model: Path, data: str | None, threads: int, seconds: float, runs: int) -> dict[str, Any]:
     """Benchmark a model against itself and against itself held back, again and again."""
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, patch.object(bench, "Probe", partial(Probe, module=__spec__.name)):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(benchmark, "Probe", partial(Probe, module=__spec__.name)),
+    ):
         paths = [Path(folder) / f"model{suffix}.onnx" for suffix in ("", "-again", SLOWER)]
         for path in paths:
             shutil.copyfile(model, path)
         for number in range(runs):
             settings = Settings(seconds, threads, max_images=1)
-            result, _ = bench.run_benchmark(paths[1:], paths[0], open_pictures(data), settings, lambda text: None)
+            result, _ = benchmark.run_benchmark(paths[1:], paths[0], open_pictures(data), settings, lambda text: None)
             again, slower = (student.versus.faster_alone for student in result.students)
             rows.append(
                 {

@@ -18,7 +18,7 @@ ENTRIES = {
     "lfd-train": "lfd.cli:main",
     "lfd-export": "export.cli:main",
     "lfd-run": "deploy.cli:run_main",
-    "lfd-bench": "deploy.bench_cli:main",
+    "lfd-bench": "deploy.bench.cli:main",
 }
 
 

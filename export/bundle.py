@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deploy.bench.pictures import spread
 from deploy.environment import Environment
-from deploy.pictures import spread
 from deploy.timing import Ratio
 from export.bundle_advice import RUNTIMES, choose
 from export.bundle_maker import Maker

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.bench.pictures import hash_pixels, spread
 from deploy.frames import Frame
-from deploy.pictures import hash_pixels, spread
 from deploy.sources import kind_of, open_source
 from lfd.data import DATASETS, UNLABELLED, open_dataset, parse_data
 from lfd.data.frames import FrameSet

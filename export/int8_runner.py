@@ -6,7 +6,7 @@ import statistics
 from itertools import chain
 from pathlib import Path
 
-from deploy.pictures import spread
+from deploy.bench.pictures import spread
 from deploy.session import BACKENDS
 from export.int8 import Target
 from export.parity import Parity, Remembered, compare, remember

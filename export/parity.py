@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from deploy.pictures import hash_pixels, spread
+from deploy.bench.pictures import hash_pixels, spread
 from export.runnable import Runnable
 from lfd.data import Dataset
 from lfd.data.base import Sample

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from deploy.bench_loops import measure, measure_batches
-from deploy.pictures import spread
+from deploy.bench.loops import measure, measure_batches
+from deploy.bench.pictures import spread
 from deploy.session import InferenceSession, open_session
 from deploy.timing import samples_to_take
 from export.runnable import BATCH_KEY, DYNAMIC, frames_per_run

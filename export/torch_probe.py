@@ -1,4 +1,4 @@
-"""A checkpoint as lfd-bench measures it: `python -m export.torch_probe` is `deploy.probe` with PyTorch behind it.
+"""A checkpoint as lfd-bench measures it: `python -m export.torch_probe` is `deploy.bench.probe` with PyTorch behind it.
 
 A program of its own, which deploy starts by name and only for a checkpoint: what it imports is not on a device.
 """
@@ -14,8 +14,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from deploy.artifact import BuildInfo, sha256
-from deploy.bench_models import model_file
-from deploy.probe import Request, main
+from deploy.bench.models import model_file
+from deploy.bench.probe import Request, main
 from deploy.session import InferenceSession
 from lfd.errors import MissingDependencyError, ModelError, require
 from lfd.preprocess import Image

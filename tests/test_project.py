@@ -18,12 +18,12 @@ HEAVY = ("torch", "torchvision", "onnx", "rich", "safetensors", "tensorboard", "
         ("lfd.evaluate", HEAVY),
         ("deploy.session", HEAVY),
         ("deploy.pipeline", HEAVY),
-        ("deploy.bench", HEAVY),
+        ("deploy.bench.benchmark", HEAVY),
         ("lfd.cli", HEAVY),
         ("lfd.fetch", HEAVY),
         ("export.cli", HEAVY),
         ("deploy.cli", (*HEAVY, "onnxruntime")),
-        ("deploy.bench_cli", (*HEAVY, "onnxruntime")),
+        ("deploy.bench.cli", (*HEAVY, "onnxruntime")),
     ],
 )
 def test_importing_a_room_does_not_bring_the_heavy_ones(module: str, never: tuple[str, ...]) -> None:
@@ -32,7 +32,7 @@ def test_importing_a_room_does_not_bring_the_heavy_ones(module: str, never: tupl
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["lfd.cli", "export.cli", "deploy.cli", "deploy.bench_cli"])
+@pytest.mark.parametrize("command", ["lfd.cli", "export.cli", "deploy.cli", "deploy.bench.cli"])
 def test_every_command_has_help(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage:")

@@ -38,7 +38,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path, threads: int = 0, precision: Literal["f32", "bf16"] = "f32") -> None:
-        openvino = require("openvino", "openvino")
+        self._openvino = openvino = require("openvino", "openvino")
         try:
             # By the ONNX reader alone: `read_model` tries them all, takes OpenVINO's own format under any name,
             # and TensorFlow's reader writes to stderr by itself.
@@ -95,7 +95,10 @@ class OpenVinoSession:
         if batch.dtype != np.uint8:  # OpenVINO would convert it, and wrap what is out of range
             raise ModelError(f"a batch of {batch.dtype}; this model takes uint8")
         try:
-            out: NDArray[Any] = self._request.infer([batch], share_inputs=True, share_outputs=True)[0]
+            # `infer([batch], share_inputs=True, share_outputs=True)` does the same and takes 0.13 ms longer.
+            self._request.set_input_tensor(self._openvino.Tensor(batch, shared_memory=True))
+            self._request.infer()
+            out: NDArray[Any] = self._request.get_output_tensor().data
         except (RuntimeError, AttributeError) as error:
             raise ModelError(f"OpenVINO failed while running: {_reason(error)}") from error
         return out

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import bench_trust
 from benchmarks.bench_trust import Held, overhead, prepare
-from deploy.probe import Request
+from deploy.bench.probe import Request
 from lfd.errors import LfdError
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny.onnx"

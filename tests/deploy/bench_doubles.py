@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from deploy import probe
 from deploy.artifact import BuildInfo
-from deploy.bench_conditions import Condition
-from deploy.bench_scenarios import Offline, SingleStream, Stream, WarmUp
-from deploy.environment import Environment, FramesUsed, Settings
-from deploy.pictures import Shown
-from deploy.power import Power, Spent
-from deploy.record import (
+from deploy.bench import probe
+from deploy.bench.conditions import Condition
+from deploy.bench.pictures import Shown
+from deploy.bench.power import Power, Spent
+from deploy.bench.record import (
     Accuracy,
     BenchmarkResult,
     Failure,
@@ -27,6 +25,8 @@ from deploy.record import (
     SweepPoint,
     Versus,
 )
+from deploy.bench.scenarios import Offline, SingleStream, Stream, WarmUp
+from deploy.environment import Environment, FramesUsed, Settings
 from deploy.timing import Ratio, Samples, Timing
 from lfd.preprocess import Image
 from lfd.spec import Labels, ModelSpec, Preprocess

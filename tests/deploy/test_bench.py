@@ -16,18 +16,18 @@ from bench_doubles import LABELS, SPEC, Local
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import bench, bench_sweep, pictures
 from deploy.backends.fake import FakeSession
-from deploy.bench import run_benchmark
-from deploy.bench_entry import ROUNDS
-from deploy.bench_loops import measure
-from deploy.bench_memory import memory_mb
-from deploy.bench_models import display_names, is_checkpoint, model_file
+from deploy.bench import benchmark, pictures, sweep
+from deploy.bench.benchmark import run_benchmark
+from deploy.bench.entry import ROUNDS
+from deploy.bench.loops import measure
+from deploy.bench.memory import memory_mb
+from deploy.bench.models import display_names, is_checkpoint, model_file
+from deploy.bench.pictures import Pictures, Shown, spread, timing_frames
+from deploy.bench.probe import Probe, ProcessEndedError, Request, prepare_file
+from deploy.bench.record import BenchmarkResult, from_json, to_json
 from deploy.environment import Settings
-from deploy.pictures import Pictures, Shown, spread, timing_frames
-from deploy.probe import Probe, ProcessEndedError, Request, prepare_file
-from deploy.record import BenchmarkResult, from_json, to_json
-from deploy.report import text_table
+from deploy.report.pages import text_table
 from lfd.data.base import Sample
 from lfd.errors import DataError, LfdError, ModelError
 from lfd.preprocess import Image
@@ -77,10 +77,10 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
                 raise model
             return model
 
-        monkeypatch.setattr("deploy.probe.open_session", open_session)
-        monkeypatch.setattr("deploy.probe.choose_backend", lambda path, backend: "ort")
-        monkeypatch.setattr(bench, "Probe", probe)
-        monkeypatch.setattr(bench_sweep, "Probe", probe)
+        monkeypatch.setattr("deploy.bench.probe.open_session", open_session)
+        monkeypatch.setattr("deploy.bench.probe.choose_backend", lambda path, backend: "ort")
+        monkeypatch.setattr(benchmark, "Probe", probe)
+        monkeypatch.setattr(sweep, "Probe", probe)
         used = pictures or Pictures(Halves(), "halves@test")
         said = asked.pop("say", lambda text: None)
         result, shown = run_benchmark(paths[1:], paths[0], used, Settings(seconds=seconds, **asked), said)
@@ -466,7 +466,7 @@ def test_pictures_without_labels_are_only_timed(run: Bench) -> None:
 def test_a_child_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with Probe(Path("some.onnx")) as child:
         child.ask("memory")
-        monkeypatch.setattr("deploy.probe.PATIENCE_S", 0.1)
+        monkeypatch.setattr("deploy.bench.probe.PATIENCE_S", 0.1)
         os.kill(child._process.pid, signal.SIGSTOP)
         with pytest.raises(ModelError, match=r"some\.onnx: gave no answer to memory in 2 s"):
             child.ask("memory", expected_s=1.5)
@@ -531,8 +531,8 @@ def test_a_run_is_a_checkpoint_and_its_weights_are_what_is_hashed(tmp_path: Path
 
 
 def test_a_size_that_a_file_does_not_have_is_said_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.probe.open_session", lambda *args: FakeSession(SPEC))
-    monkeypatch.setattr("deploy.probe.choose_backend", lambda path, backend: "ort")
+    monkeypatch.setattr("deploy.bench.probe.open_session", lambda *args: FakeSession(SPEC))
+    monkeypatch.setattr("deploy.bench.probe.choose_backend", lambda path, backend: "ort")
     with pytest.raises(ModelError, match=r"\{a\}\.onnx: its input is 8x8 and no other size.* --size 4x8"):
         prepare_file(Request(Path("{a}.onnx"), None, 0, (4, 8)))()
 

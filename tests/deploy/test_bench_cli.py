@@ -17,10 +17,10 @@ import pytest
 from bench_doubles import RESULT, Local
 from click.testing import CliRunner, Result
 
-from deploy.bench_cli import main
-from deploy.pictures import Shown
-from deploy.probe import Probe
-from deploy.record import BenchmarkResult, from_json, to_json
+from deploy.bench.cli import main
+from deploy.bench.pictures import Shown
+from deploy.bench.probe import Probe
+from deploy.bench.record import BenchmarkResult, from_json, to_json
 from lfd.data.camvid import LABELS
 from lfd.spec import METADATA_KEY, Labels, ModelSpec, Preprocess
 
@@ -95,8 +95,8 @@ def bench(*args: str) -> Result:
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure in this process: what a test is about is before and after it."""
-    monkeypatch.setattr("deploy.bench.Probe", Local)
-    monkeypatch.setattr("deploy.bench_sweep.Probe", Local)
+    monkeypatch.setattr("deploy.bench.benchmark.Probe", Local)
+    monkeypatch.setattr("deploy.bench.sweep.Probe", Local)
 
 
 def test_the_tiny_model_is_valid_onnx() -> None:
@@ -300,7 +300,7 @@ def test_a_report_that_somebody_else_wrote_meanwhile_stays(files: Path, monkeypa
         (files / "report" / "bench.json").write_text("somebody's")
         return RESULT, []
 
-    monkeypatch.setattr("deploy.bench.run_benchmark", measure)
+    monkeypatch.setattr("deploy.bench.benchmark.run_benchmark", measure)
     monkeypatch.setattr("tempfile.tempdir", str(files))
     done = bench(*PAIR, "--out", "report")
     assert done.exit_code == 2
@@ -324,7 +324,7 @@ def test_an_existing_report_is_refused_before_anything_is_measured(files: Path) 
 
 
 def command(*args: str) -> list[str]:
-    return [sys.executable, "-c", "from deploy.bench_cli import main; main()", *args]
+    return [sys.executable, "-c", "from deploy.bench.cli import main; main()", *args]
 
 
 def _wait(until: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -382,8 +382,8 @@ def test_interrupted_later_what_was_measured_is_kept_and_marked(files: Path) -> 
 
 def test_neither_parent_nor_child_reaches_for_torch(files: Path) -> None:
     code = (
-        "import sys; import deploy.bench_cli; assert 'cv2' not in sys.modules; "
-        "import deploy.bench, deploy.probe, deploy.report; "
+        "import sys; import deploy.bench.cli; assert 'cv2' not in sys.modules; "
+        "import deploy.bench.benchmark, deploy.bench.probe, deploy.report.pages; "
         "print(json := [m for m in ('torch', 'onnx', 'rich', 'torchvision') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

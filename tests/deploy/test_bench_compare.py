@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from bench_doubles import RESULT, full_result, model
 
-from deploy import bench_interval
-from deploy.bench_compare import compare, parse_limit
-from deploy.bench_interval import CONFIDENCE, rise_of_median
-from deploy.bench_scenarios import Offline, SingleStream, Stream, WarmUp
-from deploy.record import Accuracy, BenchmarkResult, Failure, Memory, Missing, StudentResult
+from deploy.bench import interval
+from deploy.bench.compare import compare, parse_limit
+from deploy.bench.interval import CONFIDENCE, rise_of_median
+from deploy.bench.record import Accuracy, BenchmarkResult, Failure, Memory, Missing, StudentResult
+from deploy.bench.scenarios import Offline, SingleStream, Stream, WarmUp
 from deploy.timing import Samples
 from lfd.errors import DataError, UsageError
 
@@ -22,7 +22,7 @@ Rounds = list[list[float]]
 
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_interval, "RESAMPLES", 200)
+    monkeypatch.setattr(interval, "RESAMPLES", 200)
 
 
 def rounds(ms: float, seed: int, state: float = 0.01, noise: float = 0.01, count: int = 40) -> Rounds:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.bench_signals import SIGNALS, stoppable
+from deploy.bench.signals import SIGNALS, stoppable
 
 
 @pytest.fixture(autouse=True)

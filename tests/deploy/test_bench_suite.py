@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from bench_doubles import RESULT, model
 
-from deploy import bench_suite
 from deploy.artifact import sha256
-from deploy.bench_conditions import Condition
-from deploy.bench_suite import Suite, read_suite, run_suite
+from deploy.bench import suite as matrix
+from deploy.bench.conditions import Condition
+from deploy.bench.pictures import Pictures, Shown
+from deploy.bench.record import BenchmarkResult, Failure, StudentResult
+from deploy.bench.suite import Suite, read_suite, run_suite
 from deploy.environment import Environment, Settings
-from deploy.pictures import Pictures, Shown
-from deploy.record import BenchmarkResult, Failure, StudentResult
-from deploy.report import FILES
-from deploy.report_suite import SUMMARY, circumstances, summary_text
+from deploy.report.pages import FILES
+from deploy.report.suite import SUMMARY, circumstances, summary_text
 from lfd.errors import LfdError, ModelError, UsageError
 from lfd.files import locked
 
@@ -152,12 +152,12 @@ class Measured:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     double = Measured()
-    monkeypatch.setattr(bench_suite, "run_benchmark", double)
-    monkeypatch.setattr(bench_suite, "timing_frames", lambda dataset: ([], double.frames_sha256))
+    monkeypatch.setattr(matrix, "run_benchmark", double)
+    monkeypatch.setattr(matrix, "timing_frames", lambda dataset: ([], double.frames_sha256))
     return double
 
 
-def go(suite: Suite, out: Path, overwrite: bool = False) -> bench_suite.Outcome:
+def go(suite: Suite, out: Path, overwrite: bool = False) -> matrix.Outcome:
     return run_suite(suite, out, overwrite, lambda text: None)
 
 

@@ -11,9 +11,9 @@ from bench_doubles import FRAME, ScriptedClock, ScriptedSession
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import bench_loops
-from deploy.bench_loops import SystemClock, measure, measure_batches, measure_stream, warm_up
-from deploy.bench_scenarios import Offline, SingleStream, Stream, WarmUp, queue
+from deploy.bench import loops
+from deploy.bench.loops import SystemClock, measure, measure_batches, measure_stream, warm_up
+from deploy.bench.scenarios import Offline, SingleStream, Stream, WarmUp, queue
 from deploy.timing import Timing
 from lfd.errors import ModelError
 from lfd.preprocess import Image
@@ -65,7 +65,7 @@ def test_single_reports_the_truth(
 
 def test_each_stage_is_charged_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ScriptedClock()
-    fit, restore = bench_loops.fit_frame, bench_loops.restore_map
+    fit, restore = loops.fit_frame, loops.restore_map
 
     def slow_fit(*args: object) -> Image:
         clock.advance(3)
@@ -75,8 +75,8 @@ def test_each_stage_is_charged_its_own_time(monkeypatch: pytest.MonkeyPatch) -> 
         clock.advance(2)
         return restore(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bench_loops, "fit_frame", slow_fit)
-    monkeypatch.setattr(bench_loops, "restore_map", slow_restore)
+    monkeypatch.setattr(loops, "fit_frame", slow_fit)
+    monkeypatch.setattr(loops, "restore_map", slow_restore)
     samples = measure(ScriptedSession(clock, [10.0]), [FRAME], 4, clock=clock)
     assert samples.fit_ms == (3.0,) * 4
     assert samples.model_ms == (10.0,) * 4

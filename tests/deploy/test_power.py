@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import bench_conditions, bench_nvml
-from deploy.bench_conditions import Condition, Watch, warnings
-from deploy.bench_nvml import NOT_AVAILABLE, gpus
-from deploy.power import Meter, Power, Recorder, Spent, find_meters
+from deploy.bench import conditions, nvml
+from deploy.bench.conditions import Condition, Watch, warnings
+from deploy.bench.nvml import NOT_AVAILABLE, gpus
+from deploy.bench.power import Meter, Power, Recorder, Spent, find_meters
 
 
 def put(root: Path, files: dict[str, str]) -> None:
@@ -243,7 +243,7 @@ def test_a_card_without_a_counter_gives_its_power() -> None:
 
 
 def test_without_nvml_there_are_no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_nvml, "LIBRARY", "libthere-is-none.so")
+    monkeypatch.setattr(nvml, "LIBRARY", "libthere-is-none.so")
     with gpus() as cards:
         assert cards == []
     with gpus(FakeNvml(init=999)) as cards:
@@ -251,7 +251,7 @@ def test_without_nvml_there_are_no_cards(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_structure_is_as_large_as_nvmls() -> None:
-    assert ctypes.sizeof(bench_nvml._ProcessInfo) == 24  # nvmlProcessInfo_v2_t
+    assert ctypes.sizeof(nvml._ProcessInfo) == 24  # nvmlProcessInfo_v2_t
 
 
 def test_a_look_at_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -268,12 +268,12 @@ def test_a_look_at_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
             "proc/7/stat": "7 (a (b) c) S 1 1 1 0 -1 0 0 0 0 0 100 50 0 0 20 0\n",
         },
     )
-    monkeypatch.setattr(bench_conditions, "SYS", tmp_path / "sys")
-    monkeypatch.setattr(bench_conditions, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(conditions, "SYS", tmp_path / "sys")
+    monkeypatch.setattr(conditions, "PROC", tmp_path / "proc")
     times = iter([0.0, 10.0])
-    monkeypatch.setattr(bench_conditions.time, "monotonic", lambda: next(times))
-    monkeypatch.setattr(bench_conditions.os, "getpid", lambda: 7)
-    monkeypatch.setattr(bench_conditions.os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(conditions.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(conditions.os, "getpid", lambda: 7)
+    monkeypatch.setattr(conditions.os, "sysconf", lambda name: 100)
     watch = Watch([])
     put(tmp_path, {"proc/stat": "cpu  1600 0 600 9000 10 0 0 0 0 0\n"})
     put(tmp_path, {"proc/7/stat": "7 (a (b) c) S 1 1 1 0 -1 0 0 0 0 0 300 50 0 0 20 0\n"})
@@ -283,8 +283,8 @@ def test_a_look_at_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_a_machine_that_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench_conditions, "SYS", tmp_path)
-    monkeypatch.setattr(bench_conditions, "PROC", tmp_path)
+    monkeypatch.setattr(conditions, "SYS", tmp_path)
+    monkeypatch.setattr(conditions, "PROC", tmp_path)
     look = Watch([]).look()
     assert (look.clock_mhz, look.temperature_c, look.throttle_events, look.others_cores) == (None,) * 4
     assert warnings([look]) == []

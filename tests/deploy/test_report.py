@@ -14,11 +14,11 @@ from bench_doubles import RESULT, full_result, shown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.bench_scenarios import SingleStream, Stream, WarmUp
-from deploy.record import from_json, to_json
-from deploy.report import FILES, check_out, markdown, text_table, write_report
-from deploy.report_remarks import remarks
-from deploy.report_rows import number, percent
+from deploy.bench.record import from_json, to_json
+from deploy.bench.scenarios import SingleStream, Stream, WarmUp
+from deploy.report.pages import FILES, check_out, markdown, text_table, write_report
+from deploy.report.remarks import remarks
+from deploy.report.rows import number, percent
 from deploy.timing import Ratio, Samples
 from lfd.errors import DataError, LfdError, SinkError, UsageError
 
@@ -250,7 +250,7 @@ def test_a_report_that_cannot_be_written_is_kept_elsewhere(
         (folder / "bench.csv").write_text("somebody's")
         error: type[LfdError] = UsageError
     else:
-        monkeypatch.setattr("deploy.report.write_texts", Mock(side_effect=OSError(28, "No space left on device")))
+        monkeypatch.setattr("deploy.report.pages.write_texts", Mock(side_effect=OSError(28, "No space left on device")))
         error = SinkError
     with pytest.raises(error, match=r"bench\.csv exists|No space left") as found:
         write_report(RESULT, shown(), folder, overwrite=False)

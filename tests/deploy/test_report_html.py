@@ -14,12 +14,12 @@ from bench_doubles import LABELS, RESULT, full_result, shown
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.pictures import Shown
-from deploy.record import BenchmarkResult
-from deploy.report import csv_records, markdown, table_csv, text_table
-from deploy.report_charts import accuracy_chart, pareto
-from deploy.report_html import page
-from deploy.report_svg import WIDTH, Scale, place_labels
+from deploy.bench.pictures import Shown
+from deploy.bench.record import BenchmarkResult
+from deploy.report.charts import accuracy_chart, pareto
+from deploy.report.page import page
+from deploy.report.pages import csv_records, markdown, table_csv, text_table
+from deploy.report.svg import WIDTH, Scale, place_labels
 
 VOID = {"meta", "img", "br", "rect", "line", "circle", "polygon", "polyline"}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.bench_scenarios import SingleStream, WarmUp
+from deploy.bench.scenarios import SingleStream, WarmUp
 from deploy.timing import (
     PERCENTILES,
     Percentiles,

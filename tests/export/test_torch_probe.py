@@ -12,10 +12,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from deploy.bench_cli import main
-from deploy.bench_models import is_checkpoint
-from deploy.probe import Probe, Request, _Child
-from deploy.record import from_json
+from deploy.bench.cli import main
+from deploy.bench.models import is_checkpoint
+from deploy.bench.probe import Probe, Request, _Child
+from deploy.bench.record import from_json
 from export import torch_probe
 from export.torch_probe import TorchSession, describe, prepare
 from lfd.checkpoint import load_model, save_model
@@ -116,8 +116,8 @@ def test_checkpoint_and_file_stand_in_one_report(run: Path, tmp_path: Path, monk
         def __exit__(self, *_: object) -> None: ...
 
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("deploy.bench.Probe", Local)
-    monkeypatch.setattr("deploy.bench_sweep.Probe", Local)
+    monkeypatch.setattr("deploy.bench.benchmark.Probe", Local)
+    monkeypatch.setattr("deploy.bench.sweep.Probe", Local)
     args = [str(TINY), "--teacher", str(run), "--seconds", "0.05", "--size", "64x32", "--threads", "1"]
     asked = ["--scenario", "offline", "--batch", "2", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(main, [*args, *asked], catch_exceptions=False)

@@ -1,7 +1,7 @@
 """One model in a process of its own, measured when told: both ends of the pipe.
 
 A fresh process for each model makes its memory its own; processes that live through the whole
-benchmark and take turns see the same state of the machine. `python -m deploy.probe` is the child
+benchmark and take turns see the same state of the machine. `python -m deploy.bench.probe` is the child
 for model files, another module's for checkpoints; `Probe` is the parent's handle.
 """
 
@@ -25,10 +25,10 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple
 
 import lfd.errors
-from deploy.bench_loops import measure, measure_batches, measure_stream, warm_up
-from deploy.bench_memory import memory_mb
-from deploy.bench_models import is_checkpoint
-from deploy.bench_pipe import receive, send
+from deploy.bench.loops import measure, measure_batches, measure_stream, warm_up
+from deploy.bench.memory import memory_mb
+from deploy.bench.models import is_checkpoint
+from deploy.bench.pipe import receive, send
 from deploy.session import ENGINES, InferenceSession, choose_backend, class_map, open_session
 from lfd.errors import LfdError, ModelError
 from lfd.preprocess import Image
@@ -186,7 +186,7 @@ class Probe:
         # From ROOT, `-m` finds this very package, and not a folder `deploy` where the user stands. A session
         # of its own: Ctrl-C reaches the parent, which ends the child; a dead parent closes the pipe.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module or (CHECKPOINT_PROBE if is_checkpoint(path) else "deploy.probe")],
+            [sys.executable, "-m", module or (CHECKPOINT_PROBE if is_checkpoint(path) else "deploy.bench.probe")],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

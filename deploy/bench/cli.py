@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from deploy.bench_signals import stoppable
+from deploy.bench.signals import stoppable
 from lfd.console import EXIT_INTERRUPTED, Command, guarded
 from lfd.errors import LfdError, UsageError, require
 
 if TYPE_CHECKING:
-    from deploy.record import BenchmarkResult
+    from deploy.bench.record import BenchmarkResult
 
 
 WITH_SUITE = ("suite", "data", "out", "overwrite")
@@ -76,10 +76,10 @@ def compare(before: Path, after: Path, max_regress: str) -> None:
     than --max-regress and its interval at 95 % confidence lies above none. A model, and what B was asked for and has no
     more (a batch size, a stream, accuracy), count as worse, too.
     """
-    from deploy import bench_compare  # noqa: PLC0415 - it imports numpy
+    from deploy.bench import compare as comparison  # noqa: PLC0415 - it imports numpy
 
-    limit = bench_compare.parse_limit(max_regress)
-    found = bench_compare.compare(bench_compare.read_report(before), bench_compare.read_report(after), limit)
+    limit = comparison.parse_limit(max_regress)
+    found = comparison.compare(comparison.read_report(before), comparison.read_report(after), limit)
     click.echo(found.text(), nl=False)
     if found.worse:
         sys.exit(1)
@@ -168,32 +168,33 @@ def main(
     if not students or teacher is None:
         missing = "--teacher, the model that the others are held against," if students else "STUDENT"
         raise UsageError(f"{missing} is missing; expected lfd-bench STUDENT ... --teacher MODEL")
-    from deploy import bench, report  # noqa: PLC0415 - they import OpenCV
-    from deploy.bench_request import make_settings, open_pictures  # noqa: PLC0415
-    from deploy.record import to_json  # noqa: PLC0415
+    from deploy.bench.benchmark import run_benchmark  # noqa: PLC0415 - it imports OpenCV
+    from deploy.bench.record import to_json  # noqa: PLC0415
+    from deploy.bench.request import make_settings, open_pictures  # noqa: PLC0415
+    from deploy.report import pages  # noqa: PLC0415
 
     settings = make_settings(**asked)
 
     if out is not None:
-        report.check_out(out, overwrite)
+        pages.check_out(out, overwrite)
     pictures, progress = open_pictures(data), _Progress()
     with stoppable() as stop:
         try:
-            result, shown = bench.run_benchmark(students, teacher, pictures, settings, progress.say)
+            result, shown = run_benchmark(students, teacher, pictures, settings, progress.say)
         finally:
             progress.clear()
         with stop.held():
             try:
                 if out is not None:
-                    report.write_report(result, shown, out, overwrite)
+                    pages.write_report(result, shown, out, overwrite)
             finally:
-                click.echo(to_json(result) if as_json else report.text_table(result), nl=as_json)
+                click.echo(to_json(result) if as_json else pages.text_table(result), nl=as_json)
     _end([result])
 
 
 def _run_suite(path: Path, data: str | None, out: Path | None, overwrite: bool) -> None:
-    from deploy import bench_suite  # noqa: PLC0415 - it imports OpenCV
-    from deploy.report_suite import summary_text  # noqa: PLC0415
+    from deploy.bench import suite as matrix  # noqa: PLC0415 - it imports OpenCV
+    from deploy.report.suite import summary_text  # noqa: PLC0415
 
     context = click.get_current_context()
     others = [
@@ -208,10 +209,10 @@ def _run_suite(path: Path, data: str | None, out: Path | None, overwrite: bool) 
     if out is None:
         raise UsageError("--suite needs --out DIR, where it keeps what is done and goes on from")
     progress = _Progress()
-    suite = bench_suite.read_suite(path, data)
+    suite = matrix.read_suite(path, data)
     with stoppable() as stop:
         try:
-            done = bench_suite.run_suite(suite, out, overwrite, progress.say, stop.held)
+            done = matrix.run_suite(suite, out, overwrite, progress.say, stop.held)
         finally:
             progress.clear()
         with stop.held():

@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from deploy.bench_conditions import Condition
-from deploy.bench_scenarios import Offline, SingleStream, Stream
+from deploy.bench.conditions import Condition
+from deploy.bench.power import Power
+from deploy.bench.scenarios import Offline, SingleStream, Stream
 from deploy.environment import Environment, FramesUsed, Settings
-from deploy.power import Power
 from deploy.timing import Ratio, Samples, Timing
 from lfd.errors import DataError
 

@@ -31,15 +31,15 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from deploy.artifact import sha256
-from deploy.bench import run_benchmark
-from deploy.bench_compare import read_report
-from deploy.bench_models import model_file
-from deploy.bench_request import data_name, make_settings, open_pictures
+from deploy.bench.benchmark import run_benchmark
+from deploy.bench.compare import read_report
+from deploy.bench.models import model_file
+from deploy.bench.pictures import timing_frames
+from deploy.bench.record import BenchmarkResult, read_as
+from deploy.bench.request import data_name, make_settings, open_pictures
 from deploy.environment import Environment, Settings
-from deploy.pictures import timing_frames
-from deploy.record import BenchmarkResult, read_as
-from deploy.report import FILES, check_out, write_report
-from deploy.report_suite import write_summary
+from deploy.report.pages import FILES, check_out, write_report
+from deploy.report.suite import write_summary
 from lfd.config import within
 from lfd.errors import LfdError, UsageError, unknown
 from lfd.files import locked
@@ -201,7 +201,7 @@ def run_suite(
         out: Where reports lie.
         overwrite: Measure again what has other models, data or settings than the suite's, or is of another machine.
         say: Called with one line of progress at a time.
-        held: A context in which reports are written; see `deploy.bench_signals.Stop.held`.
+        held: A context in which reports are written; see `deploy.bench.signals.Stop.held`.
 
     Raises:
         UsageError: A report in `out` is of other models, data, settings or another machine, and `overwrite` is false;

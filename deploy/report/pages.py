@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.pictures import Shown
-from deploy.record import BenchmarkResult, ModelResult, to_json
-from deploy.report_html import page
-from deploy.report_remarks import remarks
-from deploy.report_rows import Row, about, rows
+from deploy.bench.pictures import Shown
+from deploy.bench.record import BenchmarkResult, ModelResult, to_json
+from deploy.report.page import page
+from deploy.report.remarks import remarks
+from deploy.report.rows import Row, about, rows
 from deploy.timing import Percentiles
 from lfd.errors import LfdError, SinkError, UsageError
 from lfd.files import check_free, write_text, write_texts

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deploy.bench_entry import ROUNDS, Entry, finite
+from deploy.bench.entry import ROUNDS, Entry, finite
+from deploy.bench.power import Recorder
+from deploy.bench.probe import Probe
+from deploy.bench.record import SweepPoint
 from deploy.environment import Settings
-from deploy.power import Recorder
-from deploy.probe import Probe
-from deploy.record import SweepPoint
 from deploy.timing import Timing
 from lfd.data.base import Dataset
 from lfd.errors import LfdError

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import cv2
 
-from deploy.pictures import Shown
-from deploy.record import BenchmarkResult, StudentResult
-from deploy.report_charts import (
+from deploy.bench.pictures import Shown
+from deploy.bench.record import BenchmarkResult, StudentResult
+from deploy.report.charts import (
     Chart,
     accuracy_chart,
     class_chart,
@@ -21,8 +21,8 @@ from deploy.report_charts import (
     stage_chart,
     sweep_charts,
 )
-from deploy.report_remarks import remarks
-from deploy.report_rows import about, number, percent, rows
+from deploy.report.remarks import remarks
+from deploy.report.rows import about, number, percent, rows
 from lfd.picture import colorize
 from lfd.preprocess import Image, resize_image, resize_labels
 

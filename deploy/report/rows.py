@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from deploy.bench_conditions import Condition
-from deploy.bench_scenarios import Stream
-from deploy.record import BenchmarkResult, ModelResult, SweepPoint
+from deploy.bench.conditions import Condition
+from deploy.bench.record import BenchmarkResult, ModelResult, SweepPoint
+from deploy.bench.scenarios import Stream
 from deploy.timing import Percentiles, Ratio, Timing
 
 FASTER = "median of the rounds' ratios, range"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from deploy.record import BenchmarkResult
-from deploy.report import FILES, csv_records, csv_text, md_line, md_text
-from deploy.report_html import document
-from deploy.report_rows import about, number, percent, times
+from deploy.bench.record import BenchmarkResult
+from deploy.report.page import document
+from deploy.report.pages import FILES, csv_records, csv_text, md_line, md_text
+from deploy.report.rows import about, number, percent, times
 from lfd.errors import LfdError
 from lfd.files import write_texts
 

@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deploy.bench_conditions import Watch
-from deploy.bench_entry import ROUNDS, Entry, agreeing, versus
-from deploy.bench_models import display_names, model_file
-from deploy.bench_nvml import Gpu, gpus
-from deploy.bench_sweep import sweep
+from deploy.bench.conditions import Watch
+from deploy.bench.entry import ROUNDS, Entry, agreeing, versus
+from deploy.bench.models import display_names, model_file
+from deploy.bench.nvml import Gpu, gpus
+from deploy.bench.pictures import Pictures, Shown, hash_pixels, spread, timing_frames
+from deploy.bench.power import Recorder, find_meters
+from deploy.bench.probe import Probe
+from deploy.bench.record import BenchmarkResult, Failure, StudentResult, SweepPoint
+from deploy.bench.sweep import sweep
 from deploy.environment import Environment, FramesUsed, Settings
-from deploy.pictures import Pictures, Shown, hash_pixels, spread, timing_frames
-from deploy.power import Recorder, find_meters
-from deploy.probe import Probe
-from deploy.record import BenchmarkResult, Failure, StudentResult, SweepPoint
 from lfd.data.base import Sample
 from lfd.errors import LfdError, ModelError
 from lfd.evaluate import check_labels, evaluate

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from deploy.artifact import sha256
-from deploy.bench_models import model_file
-from deploy.bench_nvml import Gpu
-from deploy.bench_scenarios import Offline, SingleStream, Stream, WarmUp
-from deploy.power import Power, Recorder, Spent
-from deploy.probe import Probe, ProcessEndedError
-from deploy.record import Accuracy, Memory, Missing, ModelResult, Versus
+from deploy.bench.models import model_file
+from deploy.bench.nvml import Gpu
+from deploy.bench.power import Power, Recorder, Spent
+from deploy.bench.probe import Probe, ProcessEndedError
+from deploy.bench.record import Accuracy, Memory, Missing, ModelResult, Versus
+from deploy.bench.scenarios import Offline, SingleStream, Stream, WarmUp
 from deploy.timing import Ratio, Samples, samples_needed, samples_to_take
 from lfd.errors import LfdError, ModelError
 from lfd.metrics import ConfusionMatrix

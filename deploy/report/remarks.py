@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from deploy.bench_conditions import warnings
-from deploy.record import BenchmarkResult, ModelResult
-from deploy.report_rows import describe, number, percent
+from deploy.bench.conditions import warnings
+from deploy.bench.record import BenchmarkResult, ModelResult
+from deploy.report.rows import describe, number, percent
 from deploy.timing import PERCENTILES, TOLERANCE, samples_needed
 
 MIN_A_ROUND = 5

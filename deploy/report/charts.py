@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from deploy.record import BenchmarkResult, ModelResult
-from deploy.report_rows import describe, number, percent, stage_ms
-from deploy.report_svg import WIDTH, Scale, Svg, axis_x, place_labels
+from deploy.bench.record import BenchmarkResult, ModelResult
+from deploy.report.rows import describe, number, percent, stage_ms
+from deploy.report.svg import WIDTH, Scale, Svg, axis_x, place_labels
 from deploy.timing import Percentiles
 
 COLORS = tuple(f"--c{i}" for i in range(1, 7))

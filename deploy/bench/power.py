@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from deploy.bench_nvml import Gpu
+from deploy.bench.nvml import Gpu
 
 PERIOD_S = 0.05
 IDLE_S = 3.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from deploy.bench.pictures import Pictures
 from deploy.environment import Settings
-from deploy.pictures import Pictures
 from deploy.session import BACKENDS
 from lfd.config import within
 from lfd.console import parse_size

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bench_interval import CONFIDENCE, RESAMPLES, Interval, Rounds, rise_of_median
-from deploy.record import BenchmarkResult, ModelResult, from_json
-from deploy.report_rows import number
+from deploy.bench.interval import CONFIDENCE, RESAMPLES, Interval, Rounds, rise_of_median
+from deploy.bench.record import BenchmarkResult, ModelResult, from_json
+from deploy.report.rows import number
 from deploy.timing import samples_needed
 from lfd.errors import DataError, UsageError
 

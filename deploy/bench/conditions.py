@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bench_nvml import Gpu
+from deploy.bench.nvml import Gpu
 
 SYS, PROC = Path("/sys"), Path("/proc")
 COUNTERS = (

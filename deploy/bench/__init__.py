@@ -1,0 +1,1 @@
+"""`lfd-bench`: models beside their teacher, on this device."""

@@ -1,0 +1,1 @@
+"""What lfd-bench writes: JSON, Markdown, CSV and one HTML page."""
