@@ -17,7 +17,7 @@ from lfd.preprocess import Image, fit_frame
 from lfd.spec import Preprocess
 
 ROUNDS = 6
-"""The smallest and largest of six ratios hold their median with 96.9 % confidence; see `deploy.timing.Ratio`. Turns are
+"""Each gives one ratio to `deploy.timing.Ratio`. Turns are
 dealt out to rounds like cards, so that each round is spread over the whole time, and sees all that the machine does in
 it: rounds of one piece each differed by a factor of two on a machine that others used."""
 SECONDS = 1.5

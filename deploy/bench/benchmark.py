@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bench.conditions import Watch
-from deploy.bench.entry import ROUNDS, Entry, agreeing, versus
+from deploy.bench.entry import FEWEST_ROUNDS, Entry, agreeing, rounds_of, versus
 from deploy.bench.models import display_names, model_file
 from deploy.bench.nvml import Gpu, gpus
 from deploy.bench.pictures import Pictures, Shown, hash_pixels, spread, timing_frames
@@ -167,15 +167,16 @@ def _measure(
     progress.say("warming up")
     _each(entries, partial(Entry.warm, seconds=settings.seconds))
     watch.look()
-    for turn in range(ROUNDS):
-        progress.say(f"measuring, round {turn + 1} of {ROUNDS}")
-        _each(entries, partial(Entry.measure, recorder=recorder), backwards=turn % 2 == 1)
+    rounds = rounds_of(entries)
+    for turn in range(rounds):
+        progress.say(f"measuring, round {turn + 1} of {rounds}")
+        _each(entries, partial(Entry.measure, recorder=recorder, rounds=rounds), backwards=turn % 2 == 1)
         watch.look()
     _each(entries, partial(Entry.take_peak, cards=cards))  # before batches, which not every model takes
     for batch in settings.batches:
         _each(entries, partial(Entry.try_batch, batch=batch, seconds=settings.seconds))
-        for turn in range(ROUNDS):
-            progress.say(f"offline in batches of {batch}, round {turn + 1} of {ROUNDS}")
+        for turn in range(FEWEST_ROUNDS):
+            progress.say(f"offline in batches of {batch}, round {turn + 1} of {FEWEST_ROUNDS}")
             _each(entries, partial(Entry.measure_batches, batch=batch), backwards=turn % 2 == 1)
         watch.look()
     for fps in settings.streams:

@@ -24,8 +24,11 @@ from lfd.metrics import ConfusionMatrix
 from lfd.preprocess import Image
 from lfd.spec import ModelSpec
 
-ROUNDS = 6
-"""Turns that the models take; each gives one ratio of student to teacher."""
+FEWEST_ROUNDS, MOST_ROUNDS = 6, 20
+"""Turns that the models take; each gives one ratio of student to teacher. Six earn an interval from the smallest to the
+largest only, so that one disturbed round hides a difference; twenty may have three."""
+MIN_A_ROUND = 5
+"""Fewer samples make a round's median, and with it the ratio, a matter of chance."""
 TRIAL = 2
 """Batches run to see how long one takes."""
 
@@ -42,7 +45,7 @@ class Entry:
     loaded: dict[str, Any] = field(init=False)
     warm_up: WarmUp = field(init=False)
     typical_ms: float = 0.0
-    per_round: int = 0
+    wanted: int = 0
     rounds: list[Samples] = field(default_factory=list)
     offline: dict[int, list[Samples]] = field(default_factory=dict)
     batches_per_round: dict[int, int] = field(default_factory=dict)
@@ -68,26 +71,27 @@ class Entry:
         self.spec = ModelSpec.from_json(self.loaded["spec"], str(self.path))
 
     def warm(self, seconds: float) -> None:
-        """Warm up, and choose how many samples a round takes."""
+        """Warm up, and choose how many samples are wanted of `single`."""
         reply, _ = self.probe.ask("warm_up", expected_s=seconds, seconds=seconds / 5, limit_s=seconds)
         self.warm_up = WarmUp(tuple(reply["durations_ms"]), reply["settled"])
         self.typical_ms = statistics.median(self.warm_up.thrown_away_ms[-5:])
-        self.per_round = math.ceil(samples_to_take(self.typical_ms, seconds) / ROUNDS)
+        self.wanted = samples_to_take(self.typical_ms, seconds)
 
     def _measured(self, batch: int | None, count: int) -> Samples:
         expected_s = count * (batch or 1) * self.typical_ms / 1e3
         reply, _ = self.probe.ask("measure", expected_s=expected_s, count=count, batch=batch)
         return Samples(*(tuple(reply[key]) for key in ("fit_ms", "model_ms", "restore_ms")))
 
-    def measure(self, recorder: Recorder) -> None:
-        """Take one round of `single`, and the energy that went meanwhile."""
+    def measure(self, recorder: Recorder, rounds: int) -> None:
+        """Take one of the rounds of `single`, and the energy that went meanwhile."""
+        count = math.ceil(self.wanted / rounds)
         begin = recorder.sample()
-        samples = self._measured(None, self.per_round)
+        samples = self._measured(None, count)
         end = recorder.sample()
         self.rounds.append(samples)
         for meter, joules in recorder.between(begin, end).items():
             # The one thrown away at the start of the round has used energy too.
-            self.spent.setdefault(meter, []).append(Spent(end - begin, self.per_round + 1, joules))
+            self.spent.setdefault(meter, []).append(Spent(end - begin, count + 1, joules))
 
     def try_batch(self, batch: int, seconds: float) -> None:
         """See how long a batch takes, and whether the model takes one of this size."""
@@ -100,7 +104,7 @@ class Entry:
             self.missing.append(Missing(f"offline, batch {batch}", reason))
             return
         count = max(samples_needed(0.5), math.ceil(seconds * 1e3 / typical_ms))
-        self.batches_per_round[batch] = math.ceil(count / ROUNDS)
+        self.batches_per_round[batch] = math.ceil(count / FEWEST_ROUNDS)
 
     def measure_batches(self, batch: int) -> None:
         """Take one round of `offline`, where the model takes that batch."""
@@ -154,6 +158,12 @@ class Entry:
             power=tuple(power),
             missing=tuple(self.missing),
         )
+
+
+def rounds_of(entries: Sequence[Entry]) -> int:
+    """Return how many turns give each model as many samples a round as its median needs."""
+    fewest = min((entry.wanted for entry in entries if entry.error is None), default=0)
+    return min(MOST_ROUNDS, max(FEWEST_ROUNDS, fewest // MIN_A_ROUND))
 
 
 def finite(value: float) -> float | None:

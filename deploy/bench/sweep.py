@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deploy.bench.entry import ROUNDS, Entry, finite
+from deploy.bench.entry import FEWEST_ROUNDS, Entry, finite
 from deploy.bench.power import Recorder
 from deploy.bench.probe import Probe
 from deploy.bench.record import SweepPoint
@@ -60,8 +60,8 @@ def _point(
         entry.load(frames, threads, settings.backend, size_hw)
         point = replace(unknown, size_hw=entry.spec.preprocess.size_hw)
         entry.warm(settings.seconds)
-        for _ in range(ROUNDS):
-            entry.measure(Recorder([]))
+        for _ in range(FEWEST_ROUNDS):
+            entry.measure(Recorder([]), FEWEST_ROUNDS)
         entry.take_peak()
         miou = None
         if size_hw is not None and indices:

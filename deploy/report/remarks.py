@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from deploy.bench.conditions import warnings
+from deploy.bench.entry import MIN_A_ROUND
 from deploy.bench.record import BenchmarkResult, ModelResult
 from deploy.report.rows import describe, number, percent
 from deploy.timing import PERCENTILES, TOLERANCE, samples_needed
 
-MIN_A_ROUND = 5
-"""Fewer samples make a round's median, and with it the ratio, a matter of chance."""
 LATE = 0.01
 """Share of a stream's median from which a clock's late wake-ups are told of."""
 

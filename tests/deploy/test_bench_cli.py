@@ -370,12 +370,12 @@ def test_ended_before_the_first_round_the_children_go_and_nothing_is_written(fil
 
 @linux
 def test_interrupted_later_what_was_measured_is_kept_and_marked(files: Path) -> None:
-    code, log = _interrupted(files, "round 3 of 6", signal.SIGINT, signal.SIGTERM, signal.SIGTERM)
+    code, log = _interrupted(files, "round 3 of", signal.SIGINT, signal.SIGTERM, signal.SIGTERM)
     assert code == 130
     assert "interrupted; the report says how far it came" in log
     record = from_json((files / "report" / "bench.json").read_text(), "bench.json")
-    assert re.fullmatch(r"measuring, round [3-6] of 6", record.interrupted or "")
-    assert 2 <= len(record.students[0].result.single.rounds) < 6
+    assert re.fullmatch(r"measuring, round \d+ of \d+", record.interrupted or "")
+    assert 2 <= len(record.students[0].result.single.rounds) < 20
     assert "Interrupted: measuring, round" in (files / "report" / "bench.md").read_text()
     assert "Interrupted: measuring, round" in (files / "report" / "bench.html").read_text()
 
