@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfd.preprocess import mean_color
+from lfd.preprocess import halved, mean_color, shrinks_twofold
 from lfd.spec import Preprocess
 from lfd.transforms import Crop, color_table
 
@@ -90,15 +90,24 @@ def _nearest(length: int, wanted: int) -> Tensor:
 
 def _resize(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Resize as `lfd.preprocess.resize_image`: (H, W, 3) uint8 to (3, h, w) uint8."""
-    if (image.shape[0], image.shape[1]) == size_hw:
-        return image.permute(2, 0, 1)
-    pixels = image.permute(2, 0, 1).float()
-    if image.shape[0] >= 2 * size_hw[0] and image.shape[1] >= 2 * size_hw[1]:
-        rows, columns = (_area_weights(n, m, image.device) for n, m in zip(image.shape[:2], size_hw, strict=True))
+    pixels = image.permute(2, 0, 1)
+    hw = (image.shape[0], image.shape[1])
+    while (half := halved(hw, size_hw)) != hw:
+        pixels, hw = _to_uint8(F.avg_pool2d(pixels.float(), 2)), half
+    if hw == size_hw:
+        return pixels
+    pixels = pixels.float()
+    if shrinks_twofold(hw, size_hw):
+        rows, columns = (_area_weights(n, m, image.device) for n, m in zip(hw, size_hw, strict=True))
         resized = rows @ pixels @ columns.T
     else:
         resized = F.interpolate(pixels[None], size_hw, mode="bilinear", align_corners=False)[0]
-    return (resized + 0.5).to(torch.uint8)
+    return _to_uint8(resized)
+
+
+def _to_uint8(pixels: Tensor) -> Tensor:
+    """Round halves up, as OpenCV's fixed point does."""
+    return (pixels + 0.5).to(torch.uint8)
 
 
 def _area_weights(length: int, wanted: int, device: torch.device) -> Tensor:

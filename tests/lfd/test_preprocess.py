@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfd.preprocess import content_box, fit_frame, resize_labels, restore_map
+from lfd.preprocess import content_box, fit_frame, resize_image, resize_labels, restore_map
 from lfd.spec import Preprocess
 
 side = st.integers(1, 90)
@@ -56,3 +56,24 @@ def test_bars_have_the_mean_colour(color, bgr: tuple[int, int, int]) -> None:
     fitted = fit_frame(np.full((4, 8, 3), 255, np.uint8), preprocess)
     assert tuple(fitted[0, 0]) == bgr and tuple(fitted[7, 7]) == bgr
     assert (fitted[2:6] == 255).all()
+
+
+@given(size, st.integers(1, 3))
+def test_a_whole_power_of_two_is_the_area_average(size_hw: tuple[int, int], halvings: int) -> None:
+    """Up to the rounding of each halving, half a level."""
+    factor = 2**halvings
+    hw = (size_hw[0] * factor, size_hw[1] * factor)
+    image = np.random.default_rng(0).integers(0, 256, (*hw, 3), np.uint8)
+    mean = image.reshape(size_hw[0], factor, size_hw[1], factor, 3).mean((1, 3))
+    assert np.abs(resize_image(image, size_hw) - mean).max() <= 0.5 * halvings
+
+
+@pytest.mark.parametrize("hw", [(720, 1280), (1080, 1920), (541, 961), (362, 1022)])
+def test_a_fine_pattern_does_not_alias(hw: tuple[int, int]) -> None:
+    """Stripes a pixel wide become the grey between them; bilinear alone would pick one of the two."""
+    image = np.zeros((*hw, 3), np.uint8)
+    image[:, ::2] = 200
+    small = resize_image(image, (180, 240))
+    assert np.abs(small.astype(int) - 100).max() <= 27  # a fifth of a cell, where the ratio is not whole
+    if hw[1] % 2 == 0:
+        assert (small == 100).all()
