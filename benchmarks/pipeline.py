@@ -1,113 +1,298 @@
-"""How much of the model's own pace the pipeline keeps: `lfd-run FILE null://` against the session alone.
+"""What the pipeline costs beside the model, and what others cost: a film, frame by frame, in one run.
 
-    python -m benchmarks.pipeline MODEL.onnx FILM [--rounds 5] [--out benchmarks/results/pipeline.json]
+    python -m benchmarks.pipeline FILM MODEL.onnx [MODEL.onnx ...] [--ultralytics PYTHON] [--rounds 5] [--out FILE]
 
-Both take the same frames in the same process on the same session, in turns, so that the state of the
-machine is the same for both; the efficiency is the ratio of their frames a second in a round.
+Every case runs over the whole film, from opening it to the finished output, in turns, the order reversed from round to
+round. Each is held against the session alone of its own kind, on frames that are ready: `kept` is the session's time
+over the frame's, and what a case costs outside the model is the difference, in wall and in processor milliseconds.
+
+- pipeline: `lfd-run FILM null://`; the same with the overlay painted and nothing written; and with the overlay written
+  to an .mp4. The first two also on a 1280x720 copy of the film (mp4v, made on the spot).
+- loop: `benchmarks.rivals.opencv_loop`, on the same session; and on ONNX Runtime's own defaults, whose threads spin.
+- Ultralytics: its predict on its semantic network from its yaml (random weights), exported by itself, on ONNX Runtime
+  with our session's settings. It writes Motion JPEG, which is cheaper to encode than mp4v. It wants an environment of
+  its own:
+
+    uv venv /tmp/ultralytics
+    uv pip install --python /tmp/ultralytics/bin/python ultralytics onnx onnxslim onnxruntime==1.31.1
+    python -m benchmarks.pipeline ... --ultralytics /tmp/ultralytics/bin/python
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
+import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
+import cv2
+
+from benchmarks.rivals.opencv_loop import default_run, loop
+from benchmarks.rivals.predict_client import Ultralytics
 from deploy.environment import Environment
+from deploy.frames import Frame, FrameSink, StreamStatus
+from deploy.overlay import Overlay
 from deploy.pipeline import run
 from deploy.session import InferenceSession, class_map, open_session
 from deploy.sinks import NullSink
+from deploy.sinks.film import FilmSink
 from deploy.sources import open_source
+from lfd.console import guarded
+from lfd.errors import LfdError
 from lfd.files import write_json
+from lfd.picture import palette
 from lfd.preprocess import Image, fit_frame
 
+HD_WH = (1280, 720)
 
-def fitted_frames(film: str, session: InferenceSession) -> list[Image]:
-    """Return the film's frames at the model's size."""
+
+@dataclass(frozen=True)
+class Cost:
+    """What a case cost a frame: wall time, and processor time of all its threads."""
+
+    frames: int
+    wall_ms: float
+    cpu_ms: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to measure.
+
+    Attributes:
+        measure: Runs over the film once.
+        alone: The case of its session alone; None for what has no session, or is that case.
+    """
+
+    measure: Callable[[], Cost]
+    alone: str | None = None
+
+
+class PaintSink:
+    """Paints the overlay, as a window would get it, and drops it."""
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+
+    def write(self, frame: Frame, class_map: Image) -> None:
+        """Paint the frame."""
+        self._overlay.paint(frame, class_map)
+
+    def show_status(self, status: StreamStatus) -> None:
+        """Do nothing."""
+
+    def close(self, complete: bool) -> None:
+        """Do nothing."""
+
+
+def cost(job: Callable[[], int]) -> Cost:
+    """Run a job that returns its number of frames."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    frames = job()
+    wall_ms, cpu_ms = (time.perf_counter() - begin) * 1e3, (time.process_time() - cpu) * 1e3
+    return Cost(frames, wall_ms / frames, cpu_ms / frames)
+
+
+def busy_s() -> float:
+    """Return the processor seconds that everybody on this machine has used."""
+    text = Path("/proc/stat").read_text(encoding="ascii")
+    user, nice, system, _, _, irq, softirq = (int(x) for x in text.split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def frames_of(film: str) -> Iterator[Frame]:
+    """Read a film as the pipeline does."""
     source = open_source(film)
     try:
-        return [fit_frame(frame.image, session.spec.preprocess) for frame in source]
+        yield from (item for item in source if isinstance(item, Frame))
     finally:
         source.close()
 
 
-def alone_fps(session: InferenceSession, frames: list[Image]) -> float:
-    """Return the pace of the session on frames that are ready, one after another."""
-    begin = time.perf_counter()
-    for frame in frames:
-        class_map(session, frame)
-    return len(frames) / (time.perf_counter() - begin)
+def resized(film: str, out: Path, size_wh: tuple[int, int]) -> str:
+    """Write a film again at another size, as mp4v; return its path.
+
+    Raises:
+        LfdError: OpenCV cannot write it.
+    """
+    writer = cv2.VideoWriter(str(out), cv2.VideoWriter.fourcc(*"mp4v"), 25, size_wh)
+    if not writer.isOpened():
+        raise LfdError(f"{out}: this OpenCV cannot write mp4v")
+    for frame in frames_of(film):
+        writer.write(cv2.resize(frame.image, size_wh))
+    writer.release()
+    return str(out)
 
 
-def busy_cores_s() -> float:
-    """Return the processor seconds that everybody on this machine has used."""
-    user, nice, system, _, _, irq, softirq = (
-        int(x) for x in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:8]
-    )
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+def piped(session: InferenceSession, film: str, sink: str, folder: Path) -> int:
+    """Run the pipeline on a film into `null`, `overlay` or `film`; return the frames shown."""
+    source, overlay = open_source(film), Overlay(session.spec.labels)
+    sinks: dict[str, Callable[[], FrameSink]] = {
+        "null": NullSink,
+        "overlay": lambda: PaintSink(overlay),
+        "film": lambda: FilmSink(folder / "pipeline.mp4", overlay, source.info, codec="mp4v"),
+    }
+    return run(session, source, [sinks[sink]()]).shown
 
 
-def measure(session: InferenceSession, film: str, rounds: int) -> list[dict[str, float]]:
-    """Run both in turns and return each round's frames a second."""
-    frames = fitted_frames(film, session)
-    for frame in frames[:20]:
-        class_map(session, frame)
-    results = []
-    for index in range(rounds):
-        pair: dict[str, float] = {}
-        for name in ("alone", "pipeline") if index % 2 == 0 else ("pipeline", "alone"):
-            busy, everybody = os.times(), busy_cores_s()
-            begin = time.perf_counter()
-            if name == "alone":
-                pair["alone_fps"] = alone_fps(session, frames)
-            else:
-                summary = run(session, open_source(film), [NullSink()])
-                pair["pipeline_fps"] = summary.fps
-                infer = summary.stages["infer"]
-                pair["infer_in_pipeline_ms"] = infer.mean_ms if infer else float("nan")
-            now = os.times()
-            cpu_s = now.user - busy.user + now.system - busy.system
-            seconds = time.perf_counter() - begin
-            pair[f"{name}_cores"] = cpu_s / seconds
-            pair[f"{name}_cores_others"] = max(0.0, (busy_cores_s() - everybody - cpu_s) / seconds)
-        pair["efficiency"] = pair["pipeline_fps"] / pair["alone_fps"]
-        results.append(pair)
-        print("  ".join(f"{key} {value:.2f}" for key, value in pair.items()), flush=True)
-    return results
+def our_cases(session: InferenceSession, films: Mapping[str, str], folder: Path) -> dict[str, Case]:
+    """Return the cases on our session.
+
+    Args:
+        session: The model.
+        films: "" and "1280x720 " to a film each.
+        folder: For what is written.
+    """
+    frames = [fit_frame(frame.image, session.spec.preprocess) for frame in frames_of(films[""])]
+    jobs: dict[str, Callable[[], int]] = {
+        "session alone": lambda: sum(class_map(session, f) is not None for f in frames)
+    }
+    for size, film in films.items():
+        jobs[f"{size}decode alone"] = partial(lambda film: sum(1 for _ in frames_of(film)), film)
+        for sink in ("null", "overlay") if size else ("null", "overlay", "film"):
+            jobs[f"{size}pipeline, {sink}"] = partial(piped, session, film, sink, folder)
+    plain = partial(loop, films[""], session.run, session.spec.preprocess.size_hw, palette(session.spec.labels)[:, 0])
+    jobs |= {"loop, null": plain, "loop, film": partial(plain, folder / "loop.mp4")}
+    return {name: Case(partial(cost, job), None if "alone" in name else "session alone") for name, job in jobs.items()}
 
 
-def main() -> None:
-    """Measure, print and, with --out, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("film")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    load_before = os.getloadavg()[0]
-    with open_session(args.model, threads=args.threads) as session:
-        rounds = measure(session, args.film, args.rounds)
-        ratios = [pair["efficiency"] for pair in rounds]
-        record: dict[str, Any] = {
-            "what": "frames a second of `lfd-run FILM null://` over those of the session alone, same frames, in turns",
+def default_cases(model: Path, session: InferenceSession, film: str, folder: Path) -> dict[str, Case]:
+    """Return the loop on ONNX Runtime's defaults."""
+    alone = "ONNX Runtime's defaults: session alone"
+    default, size_hw = default_run(model)
+    frames = [fit_frame(frame.image, session.spec.preprocess) for frame in frames_of(film)]
+    plain = partial(loop, film, default, size_hw, palette(session.spec.labels)[:, 0])
+    return {
+        alone: Case(partial(cost, lambda: sum(default(frame[None]) is not None for frame in frames))),
+        "ONNX Runtime's defaults: loop, null": Case(partial(cost, plain), alone),
+        "ONNX Runtime's defaults: loop, film": Case(partial(cost, partial(plain, folder / "default.mp4")), alone),
+    }
+
+
+def their_cases(rival: Ultralytics) -> dict[str, Case]:
+    """Return Ultralytics' cases, which run in its process."""
+    alone = "Ultralytics: session alone"
+    return {
+        alone: Case(lambda: Cost(**rival.ask("session alone"))),
+        "Ultralytics: predict, null": Case(lambda: Cost(**rival.ask("null")), alone),
+        "Ultralytics: predict, film": Case(lambda: Cost(**rival.ask("film")), alone),
+    }
+
+
+def one_round(cases: Mapping[str, Case], backwards: bool) -> dict[str, dict[str, float]]:
+    """Measure each case once."""
+    found = {}
+    for name in reversed(list(cases)) if backwards else cases:
+        begin, busy = time.perf_counter(), busy_s()
+        took = cases[name].measure()
+        others_s = busy_s() - busy - took.cpu_ms * took.frames / 1e3
+        found[name] = {**asdict(took), "others_cores": max(0.0, others_s / (time.perf_counter() - begin))}
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median and range."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def summarise(cases: Mapping[str, str | None], rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """Hold each case against its session alone, round by round.
+
+    Args:
+        cases: Case to the case of its session alone.
+        rounds: What `one_round` returned, one each.
+
+    Returns:
+        Case -> quantity -> median, min and max: `wall_ms`, `cpu_ms`, and where there is a session `kept`
+        (dimensionless), `outside_ms` and `cpu_outside_ms`.
+    """
+    summary: dict[str, Any] = {}
+    for name, alone in cases.items():
+        rows = [{key: of[name][key] for key in ("wall_ms", "cpu_ms")} for of in rounds]
+        for row, of in zip(rows, rounds, strict=True):
+            if alone:
+                row["kept"] = of[alone]["wall_ms"] / row["wall_ms"]
+                row["outside_ms"] = row["wall_ms"] - of[alone]["wall_ms"]
+                row["cpu_outside_ms"] = row["cpu_ms"] - of[alone]["cpu_ms"]
+        summary[name] = {key: spread([row[key] for row in rows]) for key in rows[0]}
+    return summary
+
+
+def markdown(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return a summary as a table: medians, and the range of what was kept."""
+    lines = ["| | frame ms | session / frame | outside ms | CPU outside ms |", "|---|---|---|---|---|"]
+    for name, of in summary.items():
+        cells = [f"{of['wall_ms']['median']:.1f}", "", "", ""]
+        if "kept" in of:
+            kept = of["kept"]
+            cells[1] = f"{kept['median']:.2f} ({kept['min']:.2f} to {kept['max']:.2f})"
+            cells[2:] = [f"{of[key]['median']:.1f}" for key in ("outside_ms", "cpu_outside_ms")]
+        elif name.endswith("decode alone"):
+            cells[3] = f"{of['cpu_ms']['median']:.1f}"
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measure(model: Path, film: str, rounds: int, threads: int, python: Path | None) -> dict[str, Any]:
+    """Measure a model's cases in turns; print the table and return the record."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        session = stack.enter_context(open_session(model, threads=threads))
+        films = {"": film, f"{HD_WH[0]}x{HD_WH[1]} ": resized(film, folder / "hd.mp4", HD_WH)}
+        cases = our_cases(session, films, folder)
+        if session.build.backend.startswith("onnxruntime"):
+            cases |= default_cases(model, session, film, folder)
+        about: dict[str, Any] = {"skipped": "no --ultralytics PYTHON was given"}
+        if python:
+            rival = stack.enter_context(Ultralytics(python, film, session.spec.preprocess.size_hw, threads))
+            cases, about = cases | their_cases(rival), rival.about
+        piped(session, film, "null", folder)  # warms the session up
+        found = []
+        for index in range(rounds):
+            found.append(one_round(cases, index % 2 == 1))
+            print(f"{model.name}: round {index + 1} of {rounds}", flush=True)
+        summary = summarise({name: case.alone for name, case in cases.items()}, found)
+        print(f"\n{model.name}, {session.build.backend}\n\n{markdown(summary)}\n", flush=True)
+        return {
             "model": session.spec.model,
             "model_size_hw": session.spec.preprocess.size_hw,
-            "build": {**asdict(session.build)},
-            "film": Path(args.film).name,
-            "load_average_before": load_before,
-            "rounds": rounds,
-            "efficiency_median": statistics.median(ratios),
-            "efficiency_min": min(ratios),
-            "efficiency_max": max(ratios),
-            "environment": asdict(Environment.here(args.threads)),
+            "build": asdict(session.build),
+            "ultralytics": about,
+            "summary": summary,
+            "rounds": found,
         }
-    print(f"efficiency: median {record['efficiency_median']:.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
-    if args.out:
-        write_json(args.out, record)
+
+
+@click.command()
+@click.argument("film", type=click.Path(exists=True, dir_okay=False))
+@click.argument("models", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, help="Of a session; 0 is the runtime's own choice.")
+@click.option("--ultralytics", type=click.Path(path_type=Path), help="The python of an environment that has it.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON to write.")
+@guarded
+def main(
+    film: str, models: tuple[Path, ...], rounds: int, threads: int, ultralytics: Path | None, out: Path | None
+) -> None:
+    """Measure FILM on each of the MODELS, print a Markdown table each and, with --out, write the JSON."""
+    load_before = os.getloadavg()[0]
+    record = {
+        "schema": 2,
+        "what": "a film to null://, painted, and to a film, against the session alone on its frames, in turns",
+        "film": Path(film).name,
+        "load_average_before": load_before,
+        "models": [measure(model, film, rounds, threads, ultralytics) for model in models],
+        "environment": asdict(Environment.here(threads)),
+    }
+    if out:
+        write_json(out, record)
 
 
 if __name__ == "__main__":

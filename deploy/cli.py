@@ -1,15 +1,17 @@
-"""`lfd-run`: a model on a camera, a film, pictures or the built-in scene.
+"""`lfd-run`: a model on cameras, streams, films, pictures or the built-in scene.
 
 Nothing heavy is imported before the command line has been read: `lfd-run --help` is quick.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,147 +19,232 @@ from lfd.console import Command, guarded
 from lfd.errors import UsageError, require
 
 if TYPE_CHECKING:
-    from deploy.pipeline import RunSummary
-    from deploy.timing import Percentiles
-
-PROGRESS_S = 0.25
+    from deploy.interrupt import Interrupts
+    from deploy.reader import Stream
+    from deploy.run_console import StatsFile
+    from deploy.run_summary import RunSummary
 
 HELP = """Run MODEL on every frame of SOURCE and send the result to each SINK.
 
 \b
 MODEL   an .onnx file or a TensorRT engine of lfd-export
-SOURCE  0, /dev/video0     a camera: the newest frame counts, late ones are dropped
-        FILE               a film: every frame, in order
-        DIR, 'GLOB'        pictures, in natural order
-        street:            the built-in scene; street:?fps=25 makes it a live camera
+SOURCE  0, /dev/video0       a camera; 0?size=1280x720&fps=30; csi://0 one of a Jetson
+        rtsp://, http://     a stream; options after #: rtsp://HOST/PATH#transport=udp
+        FILE                 a film: every frame, in order
+        DIR, 'GLOB'          pictures, in natural order
+        street:              the built-in scene; street:?fps=25 makes it a live camera
 SINK    FILE.webm .mp4 .avi  a film with the classes in colour and a legend
-        DIR/               a PNG of label values a frame
-        display://         a window; q ends the run. The default where there is a screen
-        null://            nothing, to measure
+        DIR/                 a PNG of label values a frame
+        FILE.jsonl           a line a frame: time, share of each class, latency, drops
+        display://           a window; q ends the run. The default where there is a screen
+        null://              nothing, to measure
+
+Of a live source the newest frame counts: late ones are dropped and counted, and a lost one is opened again. The README
+has all options of sources and sinks.
 
 \b
-Exit codes: 0 done, 1 failed, 2 usage, 3 source lost or absent, 4 model does not fit,
+Exit codes: 0 done, 1 failed, 2 usage, 3 source given up or absent, 4 model does not fit,
 130 interrupted, with what was written so far kept.
 """
 
 
-@click.command(cls=Command, name="lfd-run", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2, and not for Python
+    """Seconds, written as 90, 90s, 10m or 2h."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", str(value))
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+        if seconds <= 0:
+            self.fail(f"{str(value)[:40]!r}; expected a time above 0, such as 90, 90s, 10m or 2h", param, ctx)
+        return seconds
+
+
+class RunCommand(Command):
+    """Ends the process also where a device or a model hangs in a library's code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program; see `click.Command.main`."""
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as end:
+            from deploy.interrupt import leave_hung_threads  # noqa: PLC0415
+
+            leave_hung_threads(end.code)
+            raise
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the streams; names are those of the options."""
+
+    model: Path
+    backend: str | None
+    threads: int
+    alpha: float
+    max_frames: int | None
+    duration: float | None
+    fps: float | None
+    stride: int
+    loop: bool
+    stats: Path | None
+    stats_every: float
+    json_path: Path | None
+    overwrite: bool
+    quiet: bool
+
+
+@click.command(cls=RunCommand, name="lfd-run", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.argument("sinks", metavar="[SINK ...]", nargs=-1)
-@click.option("--backend", metavar="NAME", help="ort, openvino, openvino-bf16 or trt; by default the file's own.")
+@click.option(
+    "--add", "added", nargs=2, metavar="SOURCE SINK", multiple=True, help="One more stream, with its sink; repeatable."
+)
+@click.option(
+    "--backend",
+    metavar="NAME",
+    help="ort, ort-cuda, ort-trt, openvino, openvino-bf16 or trt; auto measures those that run here once. "
+    "By default the file's own.",
+)
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Threads for one inference; 0: one a core.")
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of the colour.")
-@click.option("--max-frames", type=click.IntRange(min=1), help="End after so many frames.")
+@click.option("--max-frames", type=click.IntRange(min=1), help="End each stream after so many frames.")
+@click.option("--duration", type=Duration(), help="End after so long: 90, 90s, 10m, 2h.")
+@click.option(
+    "--fps",
+    type=click.FloatRange(0, 1000, min_open=True),
+    help="At most so many frames a second: others of a live source are skipped, a file is read at that pace.",
+)
+@click.option("--stride", type=click.IntRange(min=1), default=1, help="Every so manieth frame only.")
+@click.option("--loop", is_flag=True, help="Start films and pictures again at their end.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--stats", type=click.Path(path_type=Path), help="Write a line of JSON every few seconds to this file.")
+@click.option("--stats-every", type=Duration(), default="1s", show_default=True, help="How often.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the summary to this file.")
 @guarded
-def run_main(
-    model: Path,
-    source: str,
-    sinks: tuple[str, ...],
-    backend: str | None,
-    threads: int,
-    alpha: float,
-    max_frames: int | None,
-    overwrite: bool,
-    quiet: bool,
-    json_path: Path | None,
-) -> None:
+def run_main(source: str, sinks: tuple[str, ...], added: tuple[tuple[str, str], ...], **options: Any) -> None:
     """Parse, check, open, run, print."""
     require("cv2", "deploy")
-    from deploy.overlay import Overlay  # noqa: PLC0415
-    from deploy.pipeline import run  # noqa: PLC0415
-    from deploy.session import open_session  # noqa: PLC0415
-    from deploy.sinks import check_display, check_outputs, open_sink  # noqa: PLC0415
-    from deploy.sources import open_source  # noqa: PLC0415
-    from lfd.errors import SinkError  # noqa: PLC0415
+    from deploy.interrupt import Interrupts  # noqa: PLC0415
+    from deploy.run_summary import table  # noqa: PLC0415
+    from deploy.sources import redact  # noqa: PLC0415
 
-    if not sinks:
-        try:
-            check_display()
-        except SinkError as error:
-            raise UsageError(f"no sink given, and the default does not work here: {error}") from error
-        sinks = ("display://",)
-    check_outputs(sinks, source, model, overwrite, json_path)
-    with open_session(model, backend, threads) as session:
-        frames = open_source(source)
-        overlay = Overlay(session.spec.labels, alpha)
-        opened = [open_sink(sink, overlay, frames.info) for sink in sinks]
-        progress = None if quiet or not sys.stderr.isatty() else _progress(max_frames or frames.info.frames)
-        summary = run(session, frames, opened, max_frames, progress)
-        if progress is not None:
-            click.echo("\r\033[K", nl=False, err=True)
-        name, runs_on = session.spec.model, session.build.backend
-    if json_path is not None:
-        _write_json(json_path, model, source, sinks, runs_on, threads, summary)
-    if not quiet:
-        click.echo(table(summary, f"{name} on {source}"))
+    opts = Options(**options)
+    streams = [(source, sinks or _default_sinks()), *((extra, (sink,)) for extra, sink in added)]
+    _check(streams, opts)
+    names = [redact(text) for text, _ in streams]
+    with Interrupts() as interrupts:
+        summary, model, backend = _run(streams, names, opts, interrupts)
+    if opts.json_path is not None:
+        from lfd.files import write_json  # noqa: PLC0415
+
+        about = {"model": opts.model.name, "backend": backend, "threads_asked": opts.threads}
+        texts = [
+            {"source": name, "sinks": [redact(s) for s in s_]} for name, (_, s_) in zip(names, streams, strict=True)
+        ]
+        write_json(opts.json_path, {**about, **summary.record(texts)})
+    if not opts.quiet:
+        click.echo(table(summary, [f"{model} on {name}" for name in names]))
     if summary.interrupted:
         raise KeyboardInterrupt(f"interrupted and flushed: {summary.shown} frames are kept")
 
 
-def _progress(total: int | None) -> Callable[[int], None]:
-    """Return a callback that keeps one line on the terminal up to date."""
-    begin = last = time.monotonic()
+def _default_sinks() -> tuple[str, ...]:
+    from deploy.sinks import check_display  # noqa: PLC0415
+    from lfd.errors import SinkError  # noqa: PLC0415
 
-    def show(shown: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PROGRESS_S:
-            last = now
-            of = f" of {total}" if total else ""
-            click.echo(f"\r\033[K{shown}{of} frames, {shown / (now - begin):.1f} a second", nl=False, err=True)
-
-    return show
+    try:
+        check_display()
+    except SinkError as error:
+        raise UsageError(f"no sink given, and the default does not work here: {error}") from error
+    return ("display://",)
 
 
-def _write_json(
-    path: Path, model: Path, source: str, sinks: tuple[str, ...], backend: str, threads: int, summary: RunSummary
-) -> None:
-    from dataclasses import asdict  # noqa: PLC0415
+def _check(streams: Sequence[tuple[str, tuple[str, ...]]], opts: Options) -> None:
+    """Judge what the user typed before anything is loaded."""
+    from deploy.sinks import check_outputs  # noqa: PLC0415
+    from deploy.sources import kind_of  # noqa: PLC0415
 
-    from lfd.files import write_json  # noqa: PLC0415
-
-    record = {"model": model.name, "source": source, "sinks": list(sinks), "backend": backend, "threads": threads}
-    write_json(path, {"schema": 1, **record, **asdict(summary), "dropped": summary.dropped})
-
-
-def table(summary: RunSummary, title: str) -> str:
-    """Return the summary as an aligned plain-text table.
-
-    A percentile that too few frames have earned is a dash, and the last line says how many it takes.
-    """
-    from deploy.timing import samples_needed  # noqa: PLC0415
-
-    drops = [(summary.dropped_late, "late"), (summary.dropped_at_end, "at the end")]
-    causes = ", ".join(f"{count} {cause}" for count, cause in drops if count)
-    lines = [
-        title,
-        f"frames   {summary.captured} captured, {summary.shown} shown, {summary.dropped} dropped"
-        + (f" ({causes})" if causes else ""),
-        f"time     {summary.seconds:.2f} s, {summary.fps:.1f} frames a second",
-    ]
-    if summary.rss_start_mb is not None and summary.rss_end_mb is not None:
-        lines.append(f"memory   {summary.rss_start_mb:.0f} MB at the start, {summary.rss_end_mb:.0f} MB at the end")
-    if summary.miou is not None:
-        lines.append(f"mIoU     {100 * summary.miou:.2f} % against the scene's truth")
-    lines += ["", f"{'ms':<8}{'mean':>8}{'p50':>8}{'p90':>8}{'p95':>8}{'p99':>8}{'max':>8}"]
-    rows = {**summary.stages, "latency": summary.latency}
-    lines += [_row(name, value) for name, value in rows.items()]
-    needed = [(f"p{round(100 * p)}", samples_needed(p)) for p in (0.5, 0.9, 0.95, 0.99)]
-    missing = [f"{name} needs {count}" for name, count in needed if summary.shown < count]
-    if missing:
-        lines.append(f"- not enough frames: {', '.join(missing)}")
-    return "\n".join(lines)
+    sources = [source for source, _ in streams]
+    for source in sources:
+        kind_of(source)
+    sinks = [sink for _, texts in streams for sink in texts]
+    check_outputs(sinks, sources, opts.model, opts.overwrite, opts.json_path, opts.stats)
 
 
-def _row(name: str, value: Percentiles | None) -> str:
-    if value is None:
-        return f"{name:<8}" + f"{'-':>8}" * 6
-    numbers = (value.mean_ms, value.p50_ms, value.p90_ms, value.p95_ms, value.p99_ms, value.max_ms)
-    return f"{name:<8}" + "".join(f"{'-' if n is None else format(n, '.2f'):>8}" for n in numbers)
+def _run(
+    texts: Sequence[tuple[str, tuple[str, ...]]], names: Sequence[str], opts: Options, interrupts: Interrupts
+) -> tuple[RunSummary, str, str]:
+    """Open, run and close; return the summary, the model's name and the backend's."""
+    from deploy.opening import open_model, open_streams  # noqa: PLC0415
+    from deploy.overlay import Overlay  # noqa: PLC0415
+    from deploy.pipeline import Pipeline  # noqa: PLC0415
+    from deploy.reader import Limits  # noqa: PLC0415
+    from deploy.run_console import Console  # noqa: PLC0415
+
+    def say(line: str) -> None:
+        if not opts.quiet:
+            click.echo(line, err=True)
+
+    limits = Limits(opts.max_frames, opts.duration, opts.fps, opts.stride)
+    session = open_model(opts.model, opts.backend, opts.threads, say, interrupts)
+    pipeline = None
+    try:
+        streams = open_streams(
+            [source for source, _ in texts],
+            [sinks for _, sinks in texts],
+            lambda: Overlay(session.spec.labels, opts.alpha),
+            opts.loop,
+            interrupts,
+        )
+        counts = [stream.stats for stream in streams]
+        with ExitStack() as undo:
+            for stream in streams:
+                undo.callback(stream.discard)
+            file = _stats_file(opts, names, streams)
+            progress = not opts.quiet and sys.stderr.isatty()
+            console = Console(names, counts, _total(streams, opts), progress, opts.quiet, sys.stderr)
+
+            def tick() -> None:
+                console.tick()
+                if file is not None:
+                    file.tick()
+
+            pipeline = Pipeline(session, streams, limits, interrupts, tick, console.status)
+            undo.pop_all()
+        try:
+            for _ in pipeline.results():
+                pass
+        finally:
+            console.clear()
+            if file is not None:
+                file.close()
+        return pipeline.summary(), session.spec.model, session.build.backend
+    finally:
+        if pipeline is None or not pipeline.busy:
+            session.close()
+
+
+def _stats_file(opts: Options, names: Sequence[str], streams: Sequence[Stream]) -> StatsFile | None:
+    from deploy.run_console import StatsFile  # noqa: PLC0415
+
+    if opts.stats is None:
+        return None
+    return StatsFile(opts.stats, names, [stream.stats for stream in streams], opts.stats_every, opts.overwrite)
+
+
+def _total(streams: Sequence[Stream], opts: Options) -> int | None:
+    """Return how many frames will be shown, where that is known."""
+    if opts.duration is not None:
+        return None
+    known = [stream.source.info.frames for stream in streams]
+    counts = [-(-frames // opts.stride) if frames else None for frames in known]
+    ends = [min(opts.max_frames or n, n) if n else opts.max_frames for n in counts]
+    return None if None in ends else sum(end for end in ends if end)
 
 
 if __name__ == "__main__":

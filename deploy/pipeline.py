@@ -1,221 +1,261 @@
-"""Source -> model -> sinks in three stages, each a thread, with short queues between them.
+"""Source -> model -> sinks: a reader thread a stream, one inference thread, and the caller's own for the sinks.
 
-A film: every frame, in order, each stage waits for the next. A camera: the newest frame counts,
-older ones are dropped and counted. `VideoInfo.live` decides, nothing else. The stage of the sinks is
-the caller's own thread, because windows and signals belong to the main one.
+A file: every frame, in order, each stage waits for the next. A live source: the newest frame counts, older ones are
+dropped and counted. `VideoInfo.live` decides, nothing else; `deploy.exchange` has the rules. The sinks are written in
+the caller's thread, because windows and signals belong to the main one.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from deploy.channel import Channel, Ended, Stopped
-from deploy.frames import Frame, FrameSink, FrameSource, StopRequested
-from deploy.session import InferenceSession, class_map
-from deploy.timing import Percentiles
+from deploy.exchange import Ended, Exchange, Stopped
+from deploy.frames import Frame, FrameSink, FrameSource, StopRequested, StreamStatus
+from deploy.reader import Fitted, Limits, Stream, read
+from deploy.run_summary import RunSummary, StreamSummary, resident_mb, thread_count
+from deploy.session import InferenceSession, as_class_map, class_map
+from lfd.errors import ModelError
 from lfd.metrics import ConfusionMatrix
-from lfd.preprocess import Image, fit_frame, restore_map
+from lfd.preprocess import Image, restore_map
+from lfd.spec import Labels
 
-QUEUE = 2
-"""Frames that wait before a stage, for a film. A camera has one: the newest."""
 POLL_S = 0.05
-"""How often the main thread looks for Ctrl-C while it waits: a signal does not wake a lock."""
+"""How long the caller's thread waits at most: then it looks for signals, and tells the sinks how their stream is."""
 PATIENCE_S = 0.8
-"""How long a reader that hangs in its device is waited for at the end. It is a daemon, and left then."""
-KEPT_SAMPLES = 100_000
-"""Durations kept a stage, the latest: an hour of a camera, in a few megabytes."""
-READER_NICE = 10
-STAGES = ("read", "fit", "infer", "restore", "write")
+"""How long stages that hang, in a device or in the model, are waited for at the end; then they are left: daemons."""
 
 
 @dataclass(frozen=True)
-class RunSummary:
-    """What a run did. `captured == shown + dropped`.
+class Result:
+    """A frame and what the model made of it; all sinks have it.
 
     Attributes:
-        captured: Frames the source gave.
-        shown: Frames that went through all sinks.
-        dropped_late: Frames of a camera that gave way to a newer one.
-        dropped_at_end: Frames that were under way when the run was ended.
-        seconds: From the start to the last frame shown.
-        fps: Frames shown a second.
-        stages: Stage of STAGES -> its duration a frame. `infer` is the model alone, in company of the
-            other stages.
-        latency: From the moment the source had a frame until all sinks had it.
-        rss_start_mb: Resident memory before the first frame; None where the system does not say.
-        rss_end_mb: Likewise after the last.
-        miou: Against the truth, where the source knows it and its classes are the model's.
-        interrupted: Whether Ctrl-C or SIGTERM ended it.
+        frame: The picture, its place in the source, and when it was taken.
+        class_map: (H, W) uint8 classes at the frame's size; it is the receiver's own.
+        labels: The classes' names and colours: `labels.names[class_map[y, x]]`.
+        stream: Position of its source among those given.
+        latency_ms: From its capture until now.
+        infer_ms: Of the inference, for all streams that were in it.
     """
 
-    captured: int
-    shown: int
-    dropped_late: int
-    dropped_at_end: int
-    seconds: float
-    fps: float
-    stages: Mapping[str, Percentiles | None]
-    latency: Percentiles | None
-    rss_start_mb: float | None
-    rss_end_mb: float | None
-    miou: float | None
-    interrupted: bool
-
-    @property
-    def dropped(self) -> int:
-        """Frames captured and not shown."""
-        return self.dropped_late + self.dropped_at_end
+    frame: Frame
+    class_map: Image
+    labels: Labels
+    stream: int
+    latency_ms: float
+    infer_ms: float
 
 
-def run(
-    session: InferenceSession,
-    source: FrameSource,
-    sinks: Sequence[FrameSink],
-    max_frames: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> RunSummary:
-    """Run a model on every frame of a source and hand the class maps to the sinks.
-
-    The source and the sinks are closed in every case; the session stays the caller's. In the main
-    thread, Ctrl-C and SIGTERM end the run with what was written so far kept, and a second one ends it
-    at once.
+class Pipeline:
+    """A model on some streams, once.
 
     Args:
-        session: The model.
-        source: Frames.
-        sinks: Written in turn, in this thread.
-        max_frames: Frames after which to end.
-        progress: Called after each frame with the number shown so far.
+        session: The model; it stays the caller's, see `busy`.
+        streams: Their sources and sinks are closed in every case.
+        limits: Where to end.
+        stop: Asked often; true ends the run, and what was written is kept.
+        on_tick: Called some 20 times a second or more, in the caller's thread.
+        on_status: Called with a stream's position when how it is has changed, likewise.
 
     Raises:
-        LfdError: What the first stage to fail raised; the others have ended then.
+        ModelError: The model takes batches of several frames only.
     """
-    return _Run(session, source, sinks, max_frames, progress).execute()
 
-
-class _Run:
     def __init__(
         self,
         session: InferenceSession,
-        source: FrameSource,
-        sinks: Sequence[FrameSink],
-        max_frames: int | None,
-        progress: Callable[[int], None] | None,
+        streams: Sequence[Stream],
+        limits: Limits | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        on_tick: Callable[[], None] = lambda: None,
+        on_status: Callable[[int, StreamStatus], None] = lambda index, status: None,
     ) -> None:
-        self._session, self._source, self._sinks = session, source, sinks
-        self._max_frames, self._progress = max_frames, progress
-        self._live = source.info.live
-        size = 1 if self._live else QUEUE
-        self._fitted: Channel[tuple[Frame, Image]] = Channel(size, newest=self._live)
-        self._inferred: Channel[tuple[Frame, Image]] = Channel(size, newest=False)
+        if session.batch not in (None, 1):
+            raise ModelError(
+                f"the model takes {session.batch} frames at a time, and frames come one by one. Fix: export it with "
+                "batch 1, or with an open batch"
+            )
+        self._session, self._streams, self._limits = session, streams, limits or Limits()
+        self._stop_asked, self._on_tick, self._on_status = stop, on_tick, on_status
+        self._exchange: Exchange[Fitted, tuple[Frame, Image, float]] = Exchange(
+            [stream.source.info.live for stream in streams],
+            on_drop=lambda index, frames: streams[index].stats.drop(frames),
+        )
         self._error: BaseException | None = None
         self._lock = threading.Lock()
-        self._interrupted = False
-        self._captured = self._shown = self._late = 0
-        self._samples = {name: deque[float](maxlen=KEPT_SAMPLES) for name in (*STAGES, "latency")}
-        known = source.info.labels
-        scored = known is not None and known.names == session.spec.labels.names
-        self._matrix = ConfusionMatrix(len(session.spec.labels)) if scored else None
+        self._stopping = threading.Event()
+        self._interrupted = self._inferring = self._closed = False
+        self._threads: list[threading.Thread] = []
+        self._seconds = 0.0
+        self._rss = resident_mb(), resident_mb()
+        self._heard_at = [0.0] * len(streams)
+        self._matrices = [self._matrix(stream.source) for stream in streams]
 
-    def execute(self) -> RunSummary:
-        rss_start = resident_mb()
-        begin = end = time.perf_counter()
-        workers = [
-            threading.Thread(target=self._guarded, args=(stage,), name=f"lfd-{name}", daemon=True)
-            for name, stage in (("read", self._read), ("infer", self._infer))
-        ]
-        with self._signals():
-            try:
-                for worker in workers:
-                    worker.start()
-                self._output()
-            except (Stopped, StopRequested):
-                pass
-            except BaseException as error:
-                self._fail(error)
-            end = time.perf_counter()
-            self._finish(workers)
+    def _matrix(self, source: FrameSource) -> ConfusionMatrix | None:
+        labels = self._session.spec.labels
+        known = source.info.labels
+        return ConfusionMatrix(len(labels)) if known is not None and known.names == labels.names else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an inference would not end in time and was left behind: the session must not be closed under it."""
+        return self._inferring
+
+    def results(self) -> Generator[Result, None, None]:
+        """Run, and yield each frame's result when its sinks have it. Closing the iterator ends the run.
+
+        Raises:
+            BaseException: What the first stage to fail raised, all others having ended; an LfdError for all that a
+                user can meet.
+        """
+        self._rss = resident_mb(), None
+        begin = time.perf_counter()
+        self._threads = [self._thread("infer", self._infer)]
+        self._threads += [self._thread("read", partial(self._read, index)) for index in range(len(self._streams))]
+        try:
+            for thread in self._threads:
+                thread.start()
+            yield from self._output()
+        except (Stopped, StopRequested, GeneratorExit):
+            pass
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._seconds = time.perf_counter() - begin
+            self.close()
+
+    def close(self) -> None:
+        """End the run; done by the iterator at its own end. May be called twice.
+
+        Raises:
+            BaseException: The first failure, at the first call.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._finish()
+        self._rss = self._rss[0], resident_mb()
         if self._error is not None:
             raise self._error
-        seconds = end - begin
-        summaries = {name: Percentiles.of(list(samples)) for name, samples in self._samples.items()}
+
+    def summary(self) -> RunSummary:
+        """Return what the run did; after its end."""
+        scores = [matrix.miou() if matrix is not None else float("nan") for matrix in self._matrices]
         return RunSummary(
-            captured=self._captured,
-            shown=self._shown,
-            dropped_late=self._late,
-            dropped_at_end=self._captured - self._shown - self._late,
-            seconds=seconds,
-            fps=self._shown / seconds,
-            stages={name: summaries[name] for name in STAGES},
-            latency=summaries["latency"],
-            rss_start_mb=rss_start,
-            rss_end_mb=resident_mb(),
-            miou=self._miou(),
+            streams=tuple(
+                StreamSummary.of(stream.stats, self._seconds, None if np.isnan(score) else score)
+                for stream, score in zip(self._streams, scores, strict=True)
+            ),
+            seconds=self._seconds,
+            rss_start_mb=self._rss[0],
+            rss_end_mb=self._rss[1],
+            threads=thread_count(),
             interrupted=self._interrupted,
         )
 
-    def _read(self) -> None:
-        _give_way()
-        preprocess = self._session.spec.preprocess
-        frames = iter(self._source)
-        limit = None if self._live else self._max_frames
-        while limit is None or self._captured < limit:
-            with self._timed("read"):
-                frame = next(frames, None)
-            if frame is None:
-                break
-            self._captured += 1
-            with self._timed("fit"):
-                fitted = fit_frame(frame.image, preprocess)
-            self._late += self._fitted.put((frame, fitted))
-        self._fitted.end()
+    def _read(self, index: int) -> None:
+        def put_status(status: StreamStatus) -> None:
+            stream.stats.change(status)
+            self._exchange.put_status(index, status)
+
+        stream = self._streams[index]
+        try:
+            read(
+                stream,
+                put=lambda item: self._exchange.put(index, item),
+                put_status=put_status,
+                preprocess=self._session.spec.preprocess,
+                limits=self._limits,
+                stopping=self._stopping,
+            )
+        except Exception:
+            if not self._stopping.is_set():
+                raise
+            # Closing a source under its reader is how a run ends, and the reader may say so.
+        self._exchange.end(index)
 
     def _infer(self) -> None:
+        self._inferring = True
         try:
             while True:
-                item = self._fitted.get()
-                if item is not None:
-                    with self._timed("infer"):
-                        classes = class_map(self._session, item[1])
-                    # The session's array lives until its next run only.
-                    self._inferred.put((item[0], classes.copy()))
+                taken = self._exchange.take(self._session.batch)
+                begin = time.perf_counter()
+                found = self._class_maps([fitted for _, (_, fitted) in taken])
+                infer_ms = (time.perf_counter() - begin) * 1e3
+                for index, _ in taken:
+                    self._streams[index].stats.stages["infer"].add(infer_ms)
+                pairs = zip(taken, found, strict=True)
+                self._exchange.give([(i, (frame, classes, infer_ms)) for (i, (frame, _)), classes in pairs])
         except Ended:
-            self._inferred.end()
+            pass
+        finally:
+            self._inferring = False
 
-    def _output(self) -> None:
-        preprocess = self._session.spec.preprocess
-        while not self._interrupted and not (self._max_frames and self._shown >= self._max_frames):
+    def _class_maps(self, images: Sequence[Image]) -> list[Image]:
+        """Run the model; the maps are copies, since the session's array lives until its next run only."""
+        if len(images) == 1:
+            return [class_map(self._session, images[0]).copy()]
+        return [as_class_map(found, self._session.spec).copy() for found in self._session.run(np.stack(images))]
+
+    def _output(self) -> Iterator[Result]:
+        deadline = time.monotonic() + (self._limits.duration_s or float("inf"))
+        while time.monotonic() < deadline:
+            if self._stop_asked():
+                self._interrupted = True
+                return
             try:
-                item = self._inferred.get(POLL_S)
+                item = self._exchange.next(min(POLL_S, max(0.0, deadline - time.monotonic())))
             except Ended:
                 return
-            if item is None:
-                continue
-            frame, classes = item
-            with self._timed("restore"):
-                restored = restore_map(classes, preprocess, (frame.image.shape[0], frame.image.shape[1]))
-            with self._timed("write"):
-                for sink in self._sinks:
-                    sink.write(frame, restored)
-            self._samples["latency"].append((time.monotonic_ns() - frame.captured_ns) / 1e6)
-            self._shown += 1
-            if self._matrix is not None and frame.truth is not None:
-                self._matrix.update(frame.truth, restored)
-            if self._progress is not None:
-                self._progress(self._shown)
+            if item is not None:
+                index, found = item
+                if isinstance(found, StreamStatus):
+                    self._tell(index, found, changed=True)
+                else:
+                    yield self._write(index, *found)
+            self._remind()
+            self._on_tick()
+
+    def _write(self, index: int, frame: Frame, classes: Image, infer_ms: float) -> Result:
+        stream, spec = self._streams[index], self._session.spec
+        begin = time.perf_counter()
+        restored = restore_map(classes, spec.preprocess, (frame.image.shape[0], frame.image.shape[1]))
+        restored_at = time.perf_counter()
+        for sink in stream.sinks:
+            sink.write(frame, restored)
+        stream.stats.stages["restore"].add((restored_at - begin) * 1e3)
+        stream.stats.stages["write"].add((time.perf_counter() - restored_at) * 1e3)
+        latency_ms = stream.stats.show(frame.captured_ns)
+        matrix = self._matrices[index]
+        if matrix is not None and frame.truth is not None:
+            matrix.update(frame.truth, restored)
+        self._heard_at[index] = time.monotonic()
+        if stream.source.info.live and stream.stats.shown == self._limits.max_frames:
+            self._exchange.close(index)
+        return Result(frame, restored, spec.labels, index, latency_ms, infer_ms)
+
+    def _tell(self, index: int, status: StreamStatus, changed: bool = False) -> None:
+        for sink in self._streams[index].sinks:
+            sink.show_status(status)
+        self._heard_at[index] = time.monotonic()
+        if changed:
+            self._on_status(index, status)
+
+    def _remind(self) -> None:
+        """Tell sinks that have got nothing for a while how their stream is: windows live on it."""
+        now = time.monotonic()
+        for index, heard_at in enumerate(self._heard_at):
+            if now - heard_at >= POLL_S:
+                self._tell(index, self._streams[index].stats.status)
+
+    def _thread(self, name: str, stage: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(target=self._guarded, args=(stage,), name=f"lfd-{name}", daemon=True)
 
     def _guarded(self, stage: Callable[[], None]) -> None:
         try:
@@ -228,76 +268,54 @@ class _Run:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._error = self._error or error
-        self._stop()
+        self._end()
 
-    def _stop(self) -> None:
-        self._fitted.stop()
-        self._inferred.stop()
+    def _end(self) -> None:
+        self._stopping.set()
+        self._exchange.stop()
 
-    def _finish(self, workers: Sequence[threading.Thread]) -> None:
-        """End the stages, then close the source and the sinks; the first failure is the one that counts."""
-        self._stop()
-        self._closing(self._source.close)
-        reader, inferrer = workers
-        if inferrer.ident is not None:
-            inferrer.join()  # one inference at most: its session must not be closed under it
-        if reader.ident is not None:
-            reader.join(PATIENCE_S)
-        for sink in self._sinks:
-            self._closing(lambda sink=sink: sink.close(self._error is None))  # type: ignore[misc]
+    def _finish(self) -> None:
+        """End the stages, then close the sources and the sinks; the first failure is the one that counts."""
+        self._end()
+        threads = [thread for thread in self._threads if thread.ident is not None]
+        for stream in self._streams:
+            # A device that hangs may hang its closing too.
+            thread = self._thread("close", stream.source.close)
+            thread.start()
+            threads.append(thread)
+        deadline = time.monotonic() + PATIENCE_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for sink in [sink for stream in self._streams for sink in stream.sinks]:
+            self._close(sink)
 
-    def _closing(self, close: Callable[[], None]) -> None:
+    def _close(self, sink: FrameSink) -> None:
         try:
-            close()
+            sink.close(self._error is None)
         except BaseException as error:
             self._fail(error)
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self._samples[stage].append((time.perf_counter() - begin) * 1e3)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn the first Ctrl-C or SIGTERM into a wish, so that no write is torn; the second one interrupts."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+def run(
+    session: InferenceSession,
+    source: FrameSource,
+    sinks: Sequence[FrameSink],
+    max_frames: int | None = None,
+    progress: Callable[[int], None] = lambda shown: None,
+) -> RunSummary:
+    """Run a model on one source to its end and hand the class maps to the sinks.
 
-        def wish(number: int, at: FrameType | None) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
+    Args:
+        session: The model; it stays the caller's.
+        source: Frames; closed in every case.
+        sinks: Written in turn, in this thread; likewise.
+        max_frames: Frames after which to end.
+        progress: Called after each frame with the number shown so far.
 
-        # A signal that the parent ignores (nohup) stays ignored.
-        numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-        before: list[tuple[signal.Signals, Any]] = [(number, signal.signal(number, wish)) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
-
-    def _miou(self) -> float | None:
-        value = self._matrix.miou() if self._matrix is not None else float("nan")
-        return None if np.isnan(value) else value
-
-
-def _give_way() -> None:
-    """Lower this thread's priority, where the system has one for each thread (Linux).
-
-    The reader has a whole inference to prepare the next frame in, and the model's threads leave gaps; at equal
-    priority it pushes one of them aside, and all others wait for that one.
+    Raises:
+        LfdError: What the first stage to fail raised; the others have ended then.
     """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), READER_NICE)
-
-
-def resident_mb() -> float | None:
-    """Return this process's resident memory in MB; None where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    pipeline = Pipeline(session, [Stream(source, sinks)], Limits(max_frames))
+    for shown, _ in enumerate(pipeline.results(), 1):
+        progress(shown)
+    return pipeline.summary()

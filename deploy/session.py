@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.artifact import INT8_TARGET_KEY, BuildInfo, check_model_file, int8_target
-from deploy.backends import openvino, ort, trt
+from deploy.backends import openvino, ort, ort_gpu, trt
 from lfd.errors import ModelError, UsageError, unknown
 from lfd.preprocess import Image
 from lfd.spec import ModelSpec
@@ -40,6 +40,11 @@ class InferenceSession(Protocol):
 
     @property
     def build(self) -> BuildInfo: ...
+
+    @property
+    def batch(self) -> int | None:
+        """Frames that one run takes; None where it is open. An engine's range is checked by `run`."""
+        ...
 
     def run(self, batch: Image) -> NDArray[Any]:
         """Run the model.
@@ -71,7 +76,24 @@ BACKENDS: dict[str, Callable[[Path, int], InferenceSession]] = {
     # A name of its own: bf16 is another arithmetic, with other class maps, on the same file. By its name it can be
     # asked for, measured beside the others and found in a report, and every caller can pass it on.
     "openvino-bf16": partial(openvino.OpenVinoSession, precision="bf16"),
+    "ort-cuda": partial(ort_gpu.OrtGpuSession, provider=ort_gpu.CUDA),
+    "ort-trt": partial(ort_gpu.OrtGpuSession, provider=ort_gpu.TENSORRT),
     "trt": trt.TrtSession,
+}
+
+
+QUANTISED_FOR: dict[str, tuple[str | None, ...]] = {
+    "ort": (None, "ort"),
+    "ort-cuda": (None,),
+    "ort-trt": (None, "trt"),
+}
+"""What a file may be quantised for, if at all, to run on a backend; one that is not here takes every flavour."""
+
+REFUSED = {
+    "ort": "is slower on ONNX Runtime than in fp32. Fix: take the backend openvino, or quantise it with lfd-export "
+    "int8 --target ort",
+    "ort-cuda": "ONNX Runtime has no int8 convolution for CUDA. Fix: take the file in fp32 or fp16",
+    "ort-trt": "TensorRT takes another flavour. Fix: quantise it with lfd-export int8 --target trt",
 }
 
 
@@ -98,7 +120,8 @@ def choose_backend(path: Path, backend: str | None = None) -> str:
     An engine runs on `trt`. Where none is asked for it is the runtime that the file was quantised for, and `ort` for
     any other file. `ort` does not take what was quantised for another: symmetric int8 is two to three times slower
     there than fp32. (The class in `deploy.backends` does, to see how accurate it is.) OpenVINO runs every flavour in
-    int8, at the same speed.
+    int8, at the same speed. `ort-cuda` takes none, as it has no int8 convolution and would compute in fp32; `ort-trt`
+    takes TensorRT's.
 
     Raises:
         ModelError: The file is missing, or was quantised for another runtime.
@@ -126,11 +149,8 @@ def choose_backend(path: Path, backend: str | None = None) -> str:
             f"trt {path} -o {path.with_suffix('.engine').name}, or take the backend openvino"
         )
     chosen = backend or (target if target in BACKENDS else "ort")
-    if chosen == "ort" and target not in (None, "ort"):
-        raise ModelError(
-            f"{path}: was quantised for {target!r}, and is slower on ONNX Runtime than in fp32. "
-            "Fix: take the backend openvino, or quantise it with lfd-export int8 --target ort"
-        )
+    if target not in QUANTISED_FOR.get(chosen, (target,)):
+        raise ModelError(f"{path}: was quantised for {target!r}, and {REFUSED[chosen]}")
     return chosen
 
 

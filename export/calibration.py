@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deploy.bench.pictures import hash_pixels, spread
 from deploy.frames import Frame
-from deploy.sources import kind_of, open_source
+from deploy.sources import kind_of, open_source, redact
 from lfd.data import DATASETS, UNLABELLED, open_dataset, parse_data
 from lfd.data.frames import FrameSet
 from lfd.errors import DataError, LfdError, SourceError, UsageError
@@ -156,21 +156,25 @@ def _streamed(dataset: FrameSet, wanted: Collection[int]) -> Iterator[Image]:
 
 def _plain(text: str, limit: int) -> Reader:
     kind = kind_of(text)
-    if kind == "camera":
-        raise UsageError(f"calibration frames {text!r}: a camera never gives the same twice; record a film of it first")
+    live = f"calibration frames {redact(text)!r}: are live and never the same twice; record a film first"
+    if kind in ("camera", "csi", "rtsp"):
+        raise UsageError(live)
 
     def all_frames() -> Iterator[Frame]:
         source = open_source(text)
         try:
-            yield from source
+            yield from (frame for frame in source if isinstance(frame, Frame))
         finally:
             source.close()
 
     source = open_source(text)
     try:
-        total = source.info.frames
+        info = source.info
     finally:
         source.close()
+    total = info.frames
+    if info.live and total is None:
+        raise UsageError(live)
     wanted = frozenset(spread(sum(1 for _ in all_frames()) if total is None else total, limit))
     return kind, None, lambda: (frame.image for frame in all_frames() if frame.index in wanted)
 

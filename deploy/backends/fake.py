@@ -25,14 +25,22 @@ class FakeSession:
         spec: What it says it is; its input size and output kind are kept to.
         delay_s: How long each run takes; or one number a run, the last one for all that follow.
         rule: (h, w, 3) BGR uint8 -> (h, w) uint8 classes. By default the brightness, in K equal steps.
+        batch: Frames that one run takes; None is open.
 
     Attributes:
         calls: How many runs there were.
         closed: Whether `close` was called.
     """
 
-    def __init__(self, spec: ModelSpec, delay_s: float | Iterable[float] = 0.0, rule: Rule | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        delay_s: float | Iterable[float] = 0.0,
+        rule: Rule | None = None,
+        batch: int | None = None,
+    ) -> None:
         self.spec = spec
+        self.batch = batch
         self.build = BuildInfo("fake", "fp32", "0" * 64, {}, "none")
         self.calls = 0
         self.closed = False
@@ -46,8 +54,9 @@ class FakeSession:
     def run(self, batch: Image) -> NDArray[Any]:
         """Apply the rule; see `deploy.session.InferenceSession.run`."""
         wanted = (*self.spec.preprocess.size_hw, 3)
-        if self.closed or batch.shape[1:] != wanted or batch.dtype != np.uint8:
-            raise ModelError(f"a batch of {batch.dtype} {batch.shape}; this model takes uint8 (B, {wanted})")
+        if self.closed or batch.dtype != np.uint8 or batch.shape[1:] != wanted or self.batch not in (None, len(batch)):
+            size = "B" if self.batch is None else self.batch
+            raise ModelError(f"a batch of {batch.dtype} {batch.shape}; this model takes uint8 ({size}, {wanted})")
         if self._delays:
             time.sleep(self._delays[min(self.calls, len(self._delays) - 1)])
         self.calls += 1

@@ -14,7 +14,7 @@ from deploy.backends.contract import Form, check_batch, check_graph
 from lfd.errors import ModelError, require
 from lfd.preprocess import Image
 
-PROVIDER = "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
 
 
 class OrtSession:
@@ -31,39 +31,33 @@ class OrtSession:
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         ort = require("onnxruntime", "deploy")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Idle threads that spin are quicker to wake, and take the cores from decoder, overlay and encoder.
-        # LRASPP-MobileNetV3 480x360, two cores, frames a second, spinning / not: alone 63 / 54; a film to null://
-        # 53 / 51, so that the pipeline keeps 0.84 / 0.91 to 0.95; beside one other busy process 17 / 31. Spinning
-        # for 20 or 100 us only gives 50 and 25 to 28. What else runs is unknown here: do not spin.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4  # its log repeats what the exception says
+        options = make_options(ort, threads)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDER])
+            self._session = ort.InferenceSession(str(path), options, providers=[CPU])
         except Exception as error:  # pybind maps no common base: Fail, InvalidGraph, InvalidProtobuf, RuntimeError
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{path}: ONNX Runtime cannot load it ({reason}). Fix: export the model again") from error
+            raise ModelError(
+                f"{path}: ONNX Runtime cannot load it ({reason(error)}). Fix: export the model again"
+            ) from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.spec = read_spec(metadata, path)
         self.build = BuildInfo(
-            backend=f"onnxruntime {PROVIDER}",
+            backend=f"onnxruntime {CPU}",
             precision=metadata.get(PRECISION_KEY, "fp32"),
             onnx_sha256=sha256(path),
             versions={"onnxruntime": ort.__version__},
             device=platform.processor() or platform.machine(),
         )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        self._batch = check_graph(path, self.spec, [_form(i) for i in inputs], [_form(o) for o in outputs])
+        self.batch = check_graph(path, self.spec, [_form(i) for i in inputs], [_form(o) for o in outputs])
         self._input = inputs[0].name
 
     def run(self, batch: Image) -> NDArray[Any]:
         """Run the model; see `deploy.session.InferenceSession.run`."""
-        check_batch(batch, self.spec, self._batch)
+        check_batch(batch, self.spec, self.batch)
         try:
             out: NDArray[Any] = self._session.run(None, {self._input: batch})[0]
         except Exception as error:  # pybind maps no common base
-            raise ModelError(f"ONNX Runtime failed while running: {' '.join(str(error).split())[:200]}") from error
+            raise ModelError(f"ONNX Runtime failed while running: {reason(error)}") from error
         return out
 
     def close(self) -> None:
@@ -77,6 +71,24 @@ class OrtSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def make_options(ort: Any, threads: int) -> Any:
+    """Return the options of a session that leaves the processor to others while it waits."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Idle threads that spin are quicker to wake, and take the cores from decoder, overlay and encoder.
+    # LRASPP-MobileNetV3 480x360, two cores, frames a second, spinning / not: alone 63 / 54; a film to null://
+    # 53 / 51, so that the pipeline keeps 0.84 / 0.91 to 0.95; beside one other busy process 17 / 31. Spinning
+    # for 20 or 100 us only gives 50 and 25 to 28. What else runs is unknown here: do not spin.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # its log repeats what the exception says
+    return options
+
+
+def reason(error: Exception) -> str:
+    """Return what ONNX Runtime says, in one line."""
+    return " ".join(str(error).split())[:200]
 
 
 def _form(value: Any) -> Form:

@@ -62,8 +62,8 @@ class TrtSession:
             for mode in (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT)
         }
         inputs, outputs = sides.values()
-        self._batch = check_graph(path, self.spec, list(inputs.values()), list(outputs.values()))
-        self._range = info.batch if self._batch is None else (self._batch,) * 3
+        self.batch = check_graph(path, self.spec, list(inputs.values()), list(outputs.values()))
+        self._range = info.batch if self.batch is None else (self.batch,) * 3
         self._names: tuple[str, str] = (*inputs, *outputs)
         self._out_type = TYPES[next(iter(outputs.values()))[0]]
         context = engine.create_execution_context()
@@ -94,7 +94,7 @@ class TrtSession:
 
     def run(self, batch: Image) -> NDArray[Any]:
         """Run the model; see `deploy.session.InferenceSession.run`."""
-        check_batch(batch, self.spec, self._batch)
+        check_batch(batch, self.spec, self.batch)
         low, _, high = self._range
         if batch.dtype != np.uint8 or not low <= len(batch) <= high:
             raise ModelError(f"{len(batch)} frames of {batch.dtype}; this model takes {low} to {high} of uint8")

@@ -119,7 +119,9 @@ def _end(results: Sequence[BenchmarkResult]) -> None:
     help="offline or stream@FPS, besides single, which is always measured; may be given several times.",
 )
 @click.option(
-    "--backend", metavar="NAME", help="What runs files: ort, openvino, openvino-bf16, trt; by default each its own."
+    "--backend",
+    metavar="NAME",
+    help="ort, ort-cuda, ort-trt, openvino, openvino-bf16, trt, or auto; by default each file's own.",
 )
 @click.option(
     "--threads",

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from deploy.artifact import sha256
-from deploy.bench.models import model_file
+from deploy.auto import AUTO, choose
+from deploy.bench.models import is_checkpoint, model_file
 from deploy.bench.nvml import Gpu
 from deploy.bench.power import Power, Recorder, Spent
 from deploy.bench.probe import Probe, ProcessEndedError
@@ -67,6 +68,8 @@ class Entry:
     ) -> None:
         """Load the model in its process, which runs it once."""
         model_file(self.path)
+        if backend == AUTO:
+            backend = None if is_checkpoint(self.path) else choose(self.path, threads)
         self.loaded = self.probe.load(frames, threads, backend, size_hw)
         self.spec = ModelSpec.from_json(self.loaded["spec"], str(self.path))
 

@@ -34,8 +34,12 @@ from lfd.errors import LfdError, ModelError
 from lfd.preprocess import Image
 from lfd.spec import ModelSpec
 
-ROOT = Path(__file__).resolve().parents[1]
-RUNTIMES = {"ort": "onnxruntime", "openvino": "openvino", "openvino-bf16": "openvino", "trt": "tensorrt"}
+ROOT = Path(__file__).resolve().parents[2]
+RUNTIMES = {
+    **dict.fromkeys(("ort", "ort-cuda", "ort-trt"), "onnxruntime"),
+    **dict.fromkeys(("openvino", "openvino-bf16"), "openvino"),
+    "trt": "tensorrt",
+}
 """Of each backend, imported before the baseline is taken: the runtime's own code is not the model's memory."""
 PATIENCE_S = 600.0
 """How long a process may take beyond what is expected of it, such as to load a model; then it hangs."""

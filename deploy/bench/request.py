@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from deploy.auto import AUTO
 from deploy.bench.pictures import Pictures
 from deploy.environment import Settings
 from deploy.session import BACKENDS
@@ -69,8 +70,8 @@ def make_settings(
         UsageError: A value that means nothing.
     """
     within("seconds", seconds, *SECONDS)  # NaN, too, which click lets through
-    if backend is not None and backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
+    if backend is not None and backend not in (AUTO, *BACKENDS):
+        raise unknown("backend", backend, (AUTO, *BACKENDS))
     offline, streams = _scenarios(scenario)
     if batch is not None and not offline:
         raise UsageError(f"--batch {batch!r} has no use without --scenario offline")

@@ -58,6 +58,7 @@ class ScriptedSession:
     def __init__(self, clock: ScriptedClock, delays_ms: Sequence[float], spec: ModelSpec = SPEC) -> None:
         self.spec = spec
         self.build = BuildInfo("scripted", "fp32", "0" * 64, {}, "none")
+        self.batch: int | None = None
         self._clock = clock
         self._delays = self._script(delays_ms)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from deploy.frames import Frame, VideoInfo
+from deploy.frames import Cause, Frame, State, StreamStatus, VideoInfo
 
 
 def picture(index: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -61,6 +62,40 @@ class ListSource:
         self.closed += 1
 
 
+def lost(cause: Cause = Cause.TIMED_OUT) -> StreamStatus:
+    return StreamStatus(State.LOST, time.monotonic_ns(), cause, "no picture for 5 s", retry_in_s=0.5)
+
+
+def back() -> StreamStatus:
+    return StreamStatus(State.LIVE, time.monotonic_ns(), reconnects=1)
+
+
+class ScriptSource:
+    """Gives frames for numbers, statuses as they are, waits for events, and raises exceptions."""
+
+    def __init__(self, script: Iterable[int | StreamStatus | threading.Event | Exception], live: bool = True) -> None:
+        self.info = VideoInfo((64, 48), 25.0, None, live)
+        self._script = script
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[Frame | StreamStatus]:
+        for item in self._script:
+            if isinstance(item, threading.Event):
+                while not (item.is_set() or self.closed.is_set()):
+                    time.sleep(0.002)
+            elif isinstance(item, Exception):
+                raise item
+            elif isinstance(item, StreamStatus):
+                yield item
+            else:
+                yield Frame(picture(item % 30), item, time.monotonic_ns())
+            if self.closed.is_set():
+                return
+
+    def close(self) -> None:
+        self.closed.set()
+
+
 class ListSink:
     """Keeps what it gets."""
 
@@ -68,12 +103,16 @@ class ListSink:
         self.frames: list[Frame] = []
         self.maps: list[np.ndarray] = []
         self.complete: list[bool] = []
+        self.statuses: list[StreamStatus] = []
         self._before = before
 
     def write(self, frame: Frame, class_map: np.ndarray) -> None:
         self._before(frame.index)
         self.frames.append(frame)
         self.maps.append(class_map.copy())
+
+    def show_status(self, status: StreamStatus) -> None:
+        self.statuses.append(status)
 
     def close(self, complete: bool) -> None:
         self.complete.append(complete)

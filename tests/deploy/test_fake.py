@@ -50,3 +50,16 @@ def test_a_class_that_the_spec_does_not_name_is_refused(spec: ModelSpec) -> None
     session = FakeSession(spec, rule=lambda image: np.full(image.shape[:2], 3, np.uint8))
     with pytest.raises(ModelError, match="class 3, but its ModelSpec names 3 classes"):
         class_map(session, np.zeros((24, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("batch", "fits"), [(None, (1, 2, 5)), (2, (2,))])
+def test_how_many_frames_a_run_takes(spec: ModelSpec, batch: int | None, fits: tuple[int, ...]) -> None:
+    session = FakeSession(spec, batch=batch)
+    assert session.batch == batch
+    for count in (1, 2, 5):
+        frames = np.zeros((count, 24, 32, 3), np.uint8)
+        if count in fits:
+            assert session.run(frames).shape == (count, 24, 32)
+        else:
+            with pytest.raises(ModelError, match=rf"takes uint8 \({batch}, "):
+                session.run(frames)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx_bytes import field, onnx_with, says
 
 from deploy.backends.openvino import OpenVinoSession, _reason
 from deploy.backends.ort import OrtSession
@@ -23,26 +24,10 @@ ROOT = Path(__file__).parents[2]
 CAPABILITIES = "OPTIMIZATION_CAPABILITIES"
 
 
-def varint(value: int) -> bytes:
-    low = bytes([value & 127 | (128 if value > 127 else 0)])
-    return low + (varint(value >> 7) if value > 127 else b"")
-
-
-def field(number: int, content: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def says(**entries: str) -> bytes:
-    """Metadata to put behind a model: a protocol buffer's parts may come in any order."""
-    return b"".join(field(14, field(1, k.encode()) + field(2, v.encode())) for k, v in entries.items())
-
-
 @pytest.fixture
 def quantised_for(tmp_path: Path, tiny_model: Path) -> Callable[[str], Path]:
     def make(target: str) -> Path:
-        path = tmp_path / f"{target}.onnx"
-        path.write_bytes(tiny_model.read_bytes() + says(**{INT8_TARGET_KEY: target}))
-        return path
+        return onnx_with(tiny_model, tmp_path / f"{target}.onnx", **{INT8_TARGET_KEY: target})
 
     return make
 
@@ -130,7 +115,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 def test_runs_and_knows_its_spec(tiny_model: Path, spec: ModelSpec, backend: str) -> None:
     rng = np.random.default_rng(0)
     with open_session(tiny_model, backend, threads=1) as session, open_session(tiny_model, "ort") as ort:
-        assert session.spec == spec == ort.spec
+        assert session.spec == spec == ort.spec and session.batch == ort.batch == 1
         assert session.build.onnx_sha256 == ort.build.onnx_sha256
         assert session.build.precision == {"openvino": "fp32", "openvino-bf16": "bf16"}[backend]
         assert session.build.backend.startswith("openvino CPU") and session.build.device

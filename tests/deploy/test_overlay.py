@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.frames import Frame
-from deploy.overlay import GLASS, PANEL, Overlay, blend, palette, render_legend
+from deploy.frames import Cause, Frame, State, StreamStatus
+from deploy.overlay import ALERT, GLASS, PANEL, Overlay, blend, describe_loss, palette, render_legend
 from lfd.preprocess import content_box, fit_frame, restore_map
 from lfd.spec import Labels, Preprocess
 
@@ -35,6 +35,9 @@ def test_blend_is_the_weighted_sum(size: tuple[int, int], alpha: float, seed: in
     expected = (1 - alpha) * image + alpha * table[classes, 0].astype(float)
     assert np.abs(blend(image, classes, table, alpha) - expected).max() <= 1
     np.testing.assert_array_equal(image, kept)
+    out = np.empty_like(image)
+    assert blend(image, classes, table, alpha, out) is out
+    np.testing.assert_array_equal(out, blend(image, classes, table, alpha))
 
 
 @settings(deadline=None)
@@ -102,3 +105,87 @@ def test_each_frame_is_painted_once_and_the_pace_is_shown() -> None:
 def test_names_that_the_font_may_not_have(name: str) -> None:
     odd = Labels((name,), ((1, 2, 3),))
     Overlay(odd).paint(Frame(np.zeros((120, 160, 3), np.uint8), 0, 0), np.zeros((120, 160), np.uint8))
+
+
+def test_a_painted_picture_holds_until_the_frame_after_the_next() -> None:
+    overlay, classes = Overlay(labels(3)), np.zeros((240, 320), np.uint8)
+    images = [np.full((240, 320, 3), 40 * index, np.uint8) for index in range(5)]
+    painted = [overlay.paint(Frame(images[0], 0, 0), classes)]
+    for index, image in enumerate(images[1:], 1):
+        before = painted[-1].copy()
+        painted.append(overlay.paint(Frame(image, index, 0), classes))
+        np.testing.assert_array_equal(painted[-2], before)
+    assert painted[0] is painted[2] and painted[1] is painted[3] and painted[0] is not painted[1]
+
+
+@pytest.mark.parametrize("size", [(240, 320), (40, 60), (64, 96)])
+def test_frames_of_changing_sizes(size: tuple[int, int]) -> None:
+    """What is painted does not depend on what was painted before."""
+    rng = np.random.default_rng(0)
+    used, classes = Overlay(labels(3), clock_ns=lambda: 0), np.zeros(size, np.uint8)
+    used.paint(Frame(np.zeros((360, 480, 3), np.uint8), 0, 0), np.zeros((360, 480), np.uint8))
+    frame = Frame(rng.integers(0, 256, (*size, 3), np.uint8), 1, 0)
+    fresh = Overlay(labels(3), clock_ns=lambda: 0)
+    np.testing.assert_array_equal(used.paint(frame, classes), fresh.paint(frame, classes))
+
+
+S = 10**9
+
+
+@pytest.mark.parametrize(
+    ("since_s", "heard_s", "cause", "retry_s", "expected"),
+    [
+        (7.0, 10.0, Cause.TIMED_OUT, 2.0, "no signal for 3 s: timed out, retry in 2 s"),
+        (7.0, 8.7, Cause.REFUSED, 2.0, "no signal for 3 s: refused, retry in 1 s"),
+        (7.0, 7.0, Cause.CLOSED, 2.0, "no signal for 3 s: closed, trying again"),
+        (7.0, 7.0, None, None, "no signal for 3 s"),
+        (-590.0, 10.0, Cause.UNREACHABLE, 30.0, "no signal for 10 min: unreachable, retry in 30 s"),
+    ],
+)
+def test_the_banner_says_how_long_why_and_what_next(
+    since_s: float, heard_s: float, cause: Cause | None, retry_s: float | None, expected: str
+) -> None:
+    status = StreamStatus(State.LOST, round(since_s * S), cause, "", 0, 1, retry_s)
+    assert describe_loss(status, 10 * S, round(heard_s * S)) == expected
+
+
+@pytest.mark.parametrize("size", [(24, 32), (240, 320), (720, 1280), (400, 90)])
+def test_a_stale_picture_is_greyed_under_a_banner(size: tuple[int, int]) -> None:
+    ticks = [0]
+    overlay = Overlay(labels(3), clock_ns=lambda: ticks[0])
+    status = StreamStatus(State.LOST, 0, Cause.TIMED_OUT, "", 0, 1, 5.0)
+    assert overlay.stale(status) is None
+    painted = overlay.paint(Frame(np.full((*size, 3), 200, np.uint8), 0, 0), np.zeros(size, np.uint8))
+    kept = painted.copy()
+    stale = overlay.stale(status)
+    assert stale is not None and stale is not painted and stale.shape == painted.shape
+    np.testing.assert_array_equal(painted, kept)
+    assert stale.mean() > 20
+    middle, edge = stale[stale.shape[0] // 2, 0].astype(int), stale[-stale.shape[0] // 6, -1].astype(int)
+    assert middle[2] > 1.5 * max(middle[:2]) and ALERT[2] > 1.5 * max(ALERT[:2])
+    assert (edge < painted[-stale.shape[0] // 6, -1]).all()
+    ticks[0] = S // 10
+    assert overlay.stale(status) is stale
+    ticks[0] = 2 * S
+    later = overlay.stale(status)
+    assert later is not stale and (later != stale).any()
+    ticks[0] = 3 * S
+    again = overlay.paint(Frame(np.full((*size, 3), 200, np.uint8), 1, 3 * S), np.zeros(size, np.uint8))
+    assert (again[again.shape[0] // 2, -1] == kept[again.shape[0] // 2, -1]).all()  # no banner, not greyed
+
+
+def test_an_outage_is_not_the_models_pace() -> None:
+    ticks = [0]
+    overlay = Overlay(labels(3), clock_ns=lambda: ticks[0])
+    classes = np.zeros((240, 320), np.uint8)
+
+    def paint(index: int) -> np.ndarray:
+        ticks[0] += 40_000_000
+        frame = Frame(np.zeros((240, 320, 3), np.uint8), index, ticks[0])
+        return overlay.paint(frame, classes)[-15:].copy()
+
+    before = [paint(index) for index in range(3)][-1]
+    ticks[0] += 3600 * S
+    overlay.stale(StreamStatus(State.LOST, 0))
+    paint(3)
+    np.testing.assert_array_equal(paint(4), before)

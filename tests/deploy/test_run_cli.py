@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from doubles import picture, read_film
 
-from deploy.cli import run_main
+from deploy.cli import Duration, run_main
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,8 +58,10 @@ def test_film_to_film_masks_and_json(tiny_model: Path, make_film: Callable[..., 
     mask = cv2.imread(str(masks / "000000.png"), cv2.IMREAD_UNCHANGED)
     assert mask[20, [50, 160, 270]].tolist() == [0, 1, 2]
     summary = json.loads(record.read_text())
-    assert (summary["captured"], summary["shown"], summary["dropped"]) == (12, 12, 0)
-    assert summary["stages"]["infer"]["count"] == 12 and summary["latency"]["p99_ms"] is None
+    (stream,) = summary["streams"]
+    assert summary["schema"] == 2 and stream["source"] == str(film) and len(stream["sinks"]) == 3
+    assert (stream["captured"], stream["shown"], stream["dropped"], stream["skipped"]) == (12, 12, 0, 0)
+    assert stream["stages"]["infer"]["count"] == 12 and stream["latency"]["p99_ms"] is None
 
 
 def test_pictures_to_masks_of_the_same_names(tiny_model: Path, tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_errors(tiny_model: Path, make_film: Callable[..., Path], tmp_path: Path
     one_error(lfd_run(tmp_path, film, "null://"), 4, "is a folder")
     one_error(lfd_run(tiny_model, tmp_path / "no.mp4", "null://"), 3, "no.mp4: no such file")
     one_error(lfd_run(tiny_model, "9876", "null://"), 3, "no such camera")
-    one_error(lfd_run(tiny_model, "rtsp://host/x", "null://"), 2, "is no source here yet")
+    one_error(lfd_run(tiny_model, "gopher://host/x", "null://"), 2, "unknown source 'gopher'")
     one_error(lfd_run(tiny_model, film, "o.mkv"), 2, "FILE.webm")
     assert lfd_run(tiny_model, film, "null://", "--max-frames", 0).exit_code == 2
     assert lfd_run(tiny_model).exit_code == 2
@@ -163,6 +165,85 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_model: Path, tmp_path: 
     assert process.returncode == 1, (out, err)
     assert len(err.splitlines()) == 1 and err.startswith("error: ") and "Fix: free space" in err
     assert [p.name for p in tmp_path.iterdir()] == ["noise"]
+
+
+def test_several_streams(tiny_model: Path, make_film: Callable[..., Path], tmp_path: Path) -> None:
+    record, masks = tmp_path / "s.json", tmp_path / "m"
+    result = lfd_run(
+        tiny_model,
+        make_film(frames=7),
+        "null://",
+        *("--add", "street:?size=48x64&frames=5", "null://"),
+        *("--add", "street:?size=48x64&frames=3&seed=1", f"{masks}/"),
+        *("--json", record),
+    )
+    assert result.exit_code == 0, result.output
+    streams = json.loads(record.read_text())["streams"]
+    assert [stream["shown"] for stream in streams] == [7, 5, 3] and streams[2]["sinks"] == [f"{masks}/"]
+    assert result.stdout.count("captured") == 3 and len(list(masks.iterdir())) == 3
+    same = lfd_run(tiny_model, "street:", tmp_path / "o.avi", "--add", "street:", tmp_path / "o.avi")
+    one_error(same, 2, "same place")
+
+
+def test_limits(tiny_model: Path, tmp_path: Path) -> None:
+    def streams(*args: object) -> list[dict[str, float]]:
+        record = tmp_path / "s.json"
+        result = lfd_run(tiny_model, *args, "null://", "--json", record, "--overwrite", "--quiet")
+        assert result.exit_code == 0 and result.output == "", result.output
+        return list(json.loads(record.read_text())["streams"])
+
+    assert [(s["shown"], s["skipped"]) for s in streams("street:?size=48x64&frames=9", "--stride", 4)] == [(3, 6)]
+    assert streams("street:?size=48x64&frames=9", "--loop", "--max-frames", 20)[0]["shown"] == 20
+    live = streams("street:?size=48x64&fps=50", "--duration", "1s")[0]
+    assert 0 < live["shown"] < 60 and live["captured"] == live["shown"] + live["dropped"]
+    thinned = streams("street:?size=48x64&fps=50", "--duration", "1s", "--fps", 5)[0]
+    assert thinned["shown"] <= 7 and thinned["skipped"] > thinned["captured"]
+    for bad in (
+        ("--duration", "0"),
+        ("--duration", "soon"),
+        ("--fps", "0"),
+        ("--stride", "0"),
+        ("--stats-every", "-1s"),
+    ):
+        assert lfd_run(tiny_model, "street:", "null://", *bad).exit_code == 2
+    one_error(lfd_run(tiny_model, "street:?fps=25", "null://", "--loop"), 2, "live")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("10m", 600), ("2h", 7200)])
+def test_durations(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+def test_statistics_grow_line_by_line(tiny_model: Path, tmp_path: Path) -> None:
+    stats = tmp_path / "stats.jsonl"
+    done = lfd_run(
+        tiny_model, "street:?size=48x64&fps=50&frames=60", "null://", "--stats", stats, "--stats-every", "0.3s"
+    )
+    assert done.exit_code == 0
+    lines = [json.loads(line) for line in stats.read_text().splitlines()]
+    shown = [line["streams"][0]["shown"] for line in lines]
+    assert len(lines) >= 3 and shown == sorted(shown) and shown[-1] > 0
+    assert lines[-1]["streams"][0]["captured"] == 60
+    one_error(lfd_run(tiny_model, "street:", "null://", "--stats", stats), 2, "stats.jsonl exists")
+    one_error(lfd_run(tiny_model, "street:", "null://", "--stats", tmp_path / "x", "--json", tmp_path / "x"), 2, "x")
+
+
+def test_no_password_is_shown(tiny_model: Path, tmp_path: Path) -> None:
+    source = "rtsp://admin:hunter2@127.0.0.1:9/live"
+    result = lfd_run(tiny_model, source, "null://", "--json", tmp_path / "s.json", "--stats", tmp_path / "s.jsonl")
+    one_error(result, 3, "127.0.0.1")
+    assert "hunter2" not in result.output and "admin" not in result.output
+
+
+def test_auto_says_what_it_chose(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(path: Path, threads: int, say: Callable[[str], None]) -> str:
+        say("ort: the fastest of one")
+        return "ort"
+
+    monkeypatch.setattr("deploy.auto.choose", choose)
+    result = lfd_run(tiny_model, "street:?size=48x64&frames=1", "null://", "--backend", "auto")
+    assert result.exit_code == 0 and result.stderr == "ort: the fastest of one\n"
+    assert lfd_run(tiny_model, "street:?frames=1", "null://", "--backend", "auto", "--quiet").output == ""
 
 
 @pytest.mark.shared

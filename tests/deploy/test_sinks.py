@@ -1,172 +1,78 @@
 from __future__ import annotations
 
-from collections import namedtuple
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from doubles import picture, read_film
+from sink_doubles import FFMPEG, STATS, classes, frame, lost, make, noise, write_script
 
-import deploy.film
-from deploy.frames import Frame, FrameSink, VideoInfo
+import deploy.sinks
+from deploy.frames import State, StopRequested, StreamStatus, VideoInfo
 from deploy.overlay import Overlay
-from deploy.sinks import SINKS, check_outputs, has_screen, kind_of, open_sink
-from lfd.errors import SinkError, UsageError
+from deploy.sinks import SINKS, check_outputs, display, has_screen, open_sink
+from deploy.sinks.options import _OPTIONS, CODECS, parse_sink
+from lfd.errors import MissingDependencyError, SinkError, UsageError
 from lfd.spec import ModelSpec
-
-FILMS = ("out.webm", "out.mp4", "out.avi")
 
 MODEL = Path("model.onnx")
 
 
-def make(text: object, spec: ModelSpec, live: bool = False) -> FrameSink:
-    return open_sink(str(text), Overlay(spec.labels), VideoInfo((320, 240), 25.0, None, live))
+class Screen:
+    """Stands for OpenCV's windows: what was shown, and what the viewer does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.windows: list[str] = []
+        self.shown: list[np.ndarray] = []
+        self.key, self.visible, self.polled = -1, 1.0, 0
+        monkeypatch.setenv("DISPLAY", ":0")
+        for name, stand_in in {
+            "getBuildInformation": lambda: "GUI: QT5",
+            "namedWindow": lambda title, flags: self.windows.append(title),
+            "resizeWindow": lambda title, width, height: None,
+            "imshow": lambda title, picture: self.shown.append(picture.copy()),
+            "waitKey": lambda ms: self._poll(),
+            "getWindowProperty": lambda title, what: self.visible,
+            "destroyWindow": self.windows.remove,
+        }.items():
+            monkeypatch.setattr(display.cv2, name, stand_in)
+
+    def _poll(self) -> int:
+        self.polled += 1
+        return self.key
 
 
-def frame(index: int, size_hw: tuple[int, int] = (240, 320), name: str = "") -> Frame:
-    return Frame(picture(index, size_hw), index, 0, name)
-
-
-def classes(index: int, size_hw: tuple[int, int] = (240, 320)) -> np.ndarray:
-    return np.full(size_hw, index % 3, np.uint8)
-
-
-@pytest.mark.parametrize("name", FILMS)
-@pytest.mark.parametrize("count", [1, 2, 30])
-def test_a_film_has_every_frame(tmp_path: Path, spec: ModelSpec, name: str, count: int) -> None:
-    path = tmp_path / "new" / name
-    sink = make(path, spec)
-    for index in range(count):
-        sink.write(frame(index), classes(index))
-        assert not path.exists()
+def test_the_window_stays_alive_and_marks_what_is_stale(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(monkeypatch)
+    sink = make("display://?title=front", spec, live=True)
+    sink.show_status(lost())
+    assert screen.windows == [] and screen.shown == []  # no black window before the first picture
+    sink.write(noise(0), classes(0))
+    for _ in range(20):
+        sink.show_status(lost(since_ns=0))
+    assert screen.windows == ["front"] and screen.polled == 21
+    assert 2 <= len(screen.shown) <= 4  # drawn again only when the banner's seconds change
+    assert all(picture.mean() > 20 for picture in screen.shown)
+    assert screen.shown[-1][120].mean(0).argmax() == 2 and (screen.shown[-1] != screen.shown[0]).any()
+    sink.show_status(StreamStatus(State.LIVE, 0))
+    sink.write(noise(1), classes(1))
     sink.close(True)
-    assert [f.shape for f in read_film(path)] == [(240, 320, 3)] * count
-    assert [p.name for p in path.parent.iterdir()] == [name]
+    assert screen.windows == [] and screen.polled == 23
 
 
-@pytest.mark.parametrize("name", FILMS)
-def test_a_failed_film_leaves_nothing(tmp_path: Path, spec: ModelSpec, name: str) -> None:
-    sink = make(tmp_path / name, spec)
+@pytest.mark.parametrize("end", [{"key": ord("q")}, {"key": 27}, {"visible": 0.0}])
+@pytest.mark.parametrize("when", ["write", "lost"])
+def test_the_viewer_ends_the_run(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, end: dict[str, float], when: str
+) -> None:
+    screen = Screen(monkeypatch)
+    sink = make("display://", spec)
     sink.write(frame(0), classes(0))
-    sink.close(False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_film_leaves_the_old_one(tmp_path: Path, spec: ModelSpec) -> None:
-    path = tmp_path / "out.avi"
-    path.write_bytes(b"old")
-    sink = make(path, spec)
-    sink.write(frame(0), classes(0))
-    sink.close(False)
-    assert path.read_bytes() == b"old"
-
-
-def test_a_film_without_frames_is_no_film(tmp_path: Path, spec: ModelSpec) -> None:
-    make(tmp_path / "out.avi", spec).close(True)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", FILMS)
-def test_an_odd_size_loses_no_row(tmp_path: Path, spec: ModelSpec, name: str) -> None:
-    sink = make(tmp_path / name, spec)
-    sink.write(frame(0, (241, 321)), classes(0, (241, 321)))
+    vars(screen).update(end)
+    with pytest.raises(StopRequested):
+        sink.write(frame(1), classes(1)) if when == "write" else sink.show_status(lost())
     sink.close(True)
-    assert read_film(tmp_path / name)[0].shape == (242, 322, 3)
-
-
-def test_a_film_has_one_size(tmp_path: Path, spec: ModelSpec) -> None:
-    sink = make(tmp_path / "out.avi", spec)
-    sink.write(frame(0), classes(0))
-    with pytest.raises(SinkError, match=r"320x240 pixels, but frame 1 'b' gives 400x300.*Fix: write masks"):
-        sink.write(frame(1, (300, 400), "b"), classes(1, (300, 400)))
-    sink.close(False)
-
-
-def test_a_live_film_runs_at_the_cameras_pace(tmp_path: Path, spec: ModelSpec) -> None:
-    sink = make(tmp_path / "out.avi", spec, live=True)
-    for index in (0, 3, 4):
-        sink.write(frame(index), classes(0))
-    sink.close(True)
-    assert len(read_film(tmp_path / "out.avi")) == 5
-
-
-def test_a_full_disk_is_noticed_while_writing(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(deploy.film.shutil, "disk_usage", lambda path: usage(10, 10, 0))
-    sink = make(tmp_path / "out.avi", spec)
-    with pytest.raises(SinkError, match=r"out\.avi: only 0 MiB are free on that disk after 25 frames"):
-        for index in range(100):
-            sink.write(frame(index), classes(0))
-    sink.close(False)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", FILMS)
-def test_a_film_that_was_not_written_whole_is_noticed(tmp_path: Path, spec: ModelSpec, name: str) -> None:
-    sink = make(tmp_path / name, spec)
-    rng = np.random.default_rng(0)
-    for index in range(40):
-        noise = Frame(rng.integers(0, 256, (240, 320, 3), np.uint8), index, 0)
-        sink.write(noise, classes(0))
-    aside = next(tmp_path.iterdir())
-
-    class Cut:
-        """A writer whose disk took half of the film."""
-
-        def __init__(self, writer: cv2.VideoWriter) -> None:
-            self._writer = writer
-
-        def release(self) -> None:
-            self._writer.release()
-            whole = aside.read_bytes()
-            aside.write_bytes(whole[: len(whole) // 2])
-
-    sink._writer = Cut(sink._writer)  # type: ignore[attr-defined]
-    with pytest.raises(SinkError, match=r"of 40 frames written \d+ can be read back; the disk is full"):
-        sink.close(True)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_masks_are_label_values(tmp_path: Path, spec: ModelSpec) -> None:
-    sink = make(f"{tmp_path}/m/", spec)
-    sink.write(frame(0), classes(0))
-    sink.write(frame(7), classes(1))
-    sink.write(frame(8, (100, 50), "cat"), classes(2, (100, 50)))
-    assert list((tmp_path / "m").glob("*.png")) == []
-    sink.close(True)
-    found = {p.name: cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (tmp_path / "m").iterdir()}
-    assert {name: (m.shape, set(np.unique(m).tolist())) for name, m in found.items()} == {
-        "000000.png": ((240, 320), {0}),
-        "000007.png": ((240, 320), {1}),
-        "cat.png": ((100, 50), {2}),
-    }
-
-
-def test_failed_masks_leave_nothing(tmp_path: Path, spec: ModelSpec) -> None:
-    sink = make(f"{tmp_path}/m/", spec)
-    sink.write(frame(0), classes(0))
-    sink.close(False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_two_pictures_of_one_name(tmp_path: Path, spec: ModelSpec) -> None:
-    sink = make(f"{tmp_path}/m/", spec)
-    sink.write(frame(0, name="a"), classes(0))
-    with pytest.raises(SinkError, match=r"two pictures are named 'a'"):
-        sink.write(frame(1, name="a"), classes(0))
-    sink.close(False)
-
-
-def test_masks_beside_what_is_there(tmp_path: Path, spec: ModelSpec) -> None:
-    (tmp_path / "keep.txt").write_text("mine")
-    (tmp_path / "000000.png").write_bytes(b"old")
-    sink = make(f"{tmp_path}/", spec)
-    sink.write(frame(0), classes(1))
-    sink.close(True)
-    assert (tmp_path / "keep.txt").read_text() == "mine"
-    assert cv2.imread(str(tmp_path / "000000.png"), cv2.IMREAD_UNCHANGED).max() == 1
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_display_says_what_is_missing(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,71 +83,238 @@ def test_display_says_what_is_missing(spec: ModelSpec, monkeypatch: pytest.Monke
         make("display://", spec)
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: "GUI:    QT5")
     with pytest.raises(SinkError, match="there is no screen"):
-        check_outputs(["display://"], "0", MODEL, False)
+        check_outputs(["display://"], ["0"], MODEL, False)
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:                           NONE\n")
     with pytest.raises(SinkError, match="built without windows"):
-        check_outputs(["display://"], "0", MODEL, False)
+        check_outputs(["display://"], ["0"], MODEL, False)
+
+
+# What was typed.
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"),
+    ("text", "kind", "options"),
     [
-        ("null://", "null"),
-        ("display://", "display"),
-        ("a.webm", "film"),
-        ("a.MP4", "film"),
-        ("d/", "masks"),
-        (".", "masks"),
+        ("null://", "null", {}),
+        ("display://", "display", {}),
+        ("display://?title=front%26back", "display", {"title": "front&back"}),
+        ("a.webm", "film", {}),
+        ("a.MP4", "film", {}),
+        ("a.mp4?codec=h264&crf=20&preset=slow", "film", {"codec": "h264", "crf": 20, "preset": "slow"}),
+        ("a.avi?segment=600&keep=144", "film", {"segment": 600, "keep": 144}),
+        ("d/", "pictures", {}),
+        (".", "pictures", {}),
+        ("d/?show=overlay&format=jpg&every=5&keep=9", "pictures", {"show": "overlay", "format": "jpg", "every": 5, "keep": 9}),  # noqa: E501
+        ("a.jsonl", "jsonl", {}),
+        ("a.jsonl?every=25", "jsonl", {"every": 25}),
     ],
-)
-def test_kinds(text: str, kind: str) -> None:
-    assert kind_of(text) == kind and kind in SINKS
+)  # fmt: skip
+def test_kinds_and_options(text: str, kind: str, options: dict[str, object]) -> None:
+    target = parse_sink(text)
+    assert (target.kind, target.options) == (kind, options) and kind in SINKS
 
 
 @pytest.mark.parametrize("text", ["out.mkv", "out", "out.png", "http://127.0.0.1:8080", "null://x", "rtsp://x"])
 def test_kinds_that_are_not_there(text: str) -> None:
     with pytest.raises(UsageError, match=r"expected FILE\.webm, FILE\.mp4"):
-        kind_of(text)
+        parse_sink(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("a.webm?segmnt=5", "a.webm sink option 'segmnt'. Did you mean 'segment'"),
+        ("a.webm?segment", "expected KEY=VALUE"),
+        ("a.webm?segment=5&segment=6", "given twice"),
+        ("a.webm?segment=0", "segment = 0; expected 1 to 86400"),
+        ("a.webm?segment=1.5", "segment='1.5'; expected 1 to 86400"),
+        ("a.webm?segment=-5", "expected 1 to 86400"),
+        ("a.webm?segment=" + "9" * 400, "expected 1 to 86400"),
+        ("a.webm?keep=5", "keep counts segments; expected segment=SECONDS"),
+        ("a.webm?codec=h264", "codec=h264 does not go into .webm; expected vp8"),
+        ("a.mp4?codec=h246", "'h246'. Did you mean 'h264'"),
+        ("a.mp4?crf=20", "crf is an option of codec=h264, not of mp4v. Fix"),
+        ("a.mp4?codec=h264&crf=52", "crf = 52; expected 0 to 51"),
+        ("a.mp4?codec=h264&preset=fastest", "Did you mean 'faster'"),
+        ("d/?show=overlays", "Did you mean 'overlay'"),
+        ("d/?format=jpg", "format=jpg would change label values; expected show=overlay"),
+        ("d/?segment=5", "'segment'"),
+        ("a.jsonl?every=0", "every = 0; expected 1 to"),
+        ("null://?every=2", "takes no options"),
+        ("display://?titel=x", "Did you mean 'title'"),
+    ],
+)
+def test_options_that_are_wrong(text: str, match: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(match)) as caught:
+        parse_sink(text)
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_every_option_is_documented() -> None:
+    sinks, options = (deploy.sinks.__doc__ or "").split("    Option ")
+    for kind, known in _OPTIONS.items():
+        for key, allowed in known.items():
+            (line,) = [line for line in options.splitlines() if line.split()[:1] == [key]]
+            assert re.search(rf"\b{key}\b", sinks), kind
+            if key in ("show", "format"):
+                assert ", ".join(allowed) in line  # type: ignore[arg-type]
+            elif key in ("crf", "segment", "every", "keep"):
+                assert f"{allowed[0]}..{allowed[1]}" in line  # type: ignore[index]
+    assert all(suffix in sinks for suffix in CODECS)
+
+
+# What is in the way.
 
 
 def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
-    film, folder = tmp_path / "a.webm", tmp_path / "d"
-    film.write_bytes(b"x")
-    folder.mkdir()
-    check_outputs([f"{folder}/"], "0", MODEL, False)
-    (folder / "x").write_bytes(b"x")
-    for sink, match in ((str(film), "exists; choose another name"), (f"{folder}/", r"is not empty \(it holds x\)")):
-        with pytest.raises(UsageError, match=match):
-            check_outputs([sink], "0", MODEL, False)
-        check_outputs([sink], "0", MODEL, True)
-
-
-def test_sinks_in_each_others_way(tmp_path: Path) -> None:
-    (tmp_path / "in.avi").write_bytes(b"x")
-    (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "a.png").write_bytes(b"x")
-    with pytest.raises(UsageError, match="give each once"):
-        check_outputs([f"{tmp_path}/a.avi", f"{tmp_path}/./a.avi"], "0", MODEL, False)
-    for sink, source in (
-        (f"{tmp_path}/in.avi", f"{tmp_path}/in.avi"),
-        (f"{tmp_path}/p/", f"{tmp_path}/p"),
-        (f"{tmp_path}/p/", f"{tmp_path}/p/*.png"),
+    for name in ("a.webm", "a.jsonl", "s-00017.webm", "d/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    check_outputs([f"{tmp_path}/empty/", f"{tmp_path}/s.webm"], ["0"], MODEL, False)
+    for sink, match in (
+        ("a.webm", "exists; choose another name"),
+        ("a.jsonl", "exists; choose another name"),
+        ("s.webm?segment=5", r"s-00017\.webm exists; choose another name"),
+        ("d/", r"is not empty \(it holds x\)"),
     ):
-        with pytest.raises(UsageError, match="would write over the source"):
-            check_outputs([sink], source, MODEL, True)
-    with pytest.raises(UsageError, match="is a file, not a folder"):
-        check_outputs([f"{tmp_path}/in.avi/x.avi"], "0", MODEL, False)
-    with pytest.raises(UsageError, match="is a folder"):
-        check_film_folder(tmp_path)
+        with pytest.raises(UsageError, match=match):
+            check_outputs([f"{tmp_path}/{sink}"], ["0"], MODEL, False)
+        check_outputs([f"{tmp_path}/{sink}"], ["0"], MODEL, True)
 
 
-def check_film_folder(tmp_path: Path) -> None:
-    SINKS["film"].check(str(tmp_path), False)
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("a.avi", "./a.avi", True),
+        ("a.avi", "a.avi?segment=5", False),
+        ("a.avi?segment=5", "a.avi?segment=6", True),
+        ("a.avi?segment=5", "a-00001.avi", True),
+        ("a-00001.avi", "a.avi?segment=5", True),
+        ("a-1.avi", "a.avi?segment=5", False),
+        ("a.avi?segment=5", "a.webm?segment=5", False),
+        ("a.jsonl", "a.jsonl?every=2", True),
+        ("d/", "d/?show=overlay", True),
+        ("d/", "e/", False),
+        ("null://", "null://", False),
+    ],
+)
+def test_sinks_in_each_others_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: str, other: str, same: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if same:
+        with pytest.raises(UsageError, match="give each once"):
+            check_outputs([one, other], ["0", "1"], MODEL, False)
+    else:
+        check_outputs([one, other], ["0", "1"], MODEL, False)
 
 
-@pytest.mark.parametrize("name", ["film.avi", "model.onnx", "out.webm"])
+def test_two_windows_have_two_titles(monkeypatch: pytest.MonkeyPatch) -> None:
+    Screen(monkeypatch)
+    check_outputs(["display://?title=a", "display://?title=b"], ["0", "1"], MODEL, False)
+    with pytest.raises(UsageError, match="give each once"):
+        check_outputs(["display://", "display://"], ["0", "1"], MODEL, False)
+
+
+@pytest.mark.parametrize(
+    ("sink", "source"),
+    [
+        ("in.avi", "in.avi"),
+        ("in.avi", "in.avi#loop=true"),
+        ("in-00001.avi", "./in-00001.avi"),
+        ("in.avi?segment=5", "in-00001.avi"),
+        ("p/", "p"),
+        ("p/", "p/*.png"),
+        ("p/", "p/a?.png"),
+        ("p/", "p/a.png"),
+        ("./", "in.avi"),
+    ],
+)
+def test_the_source_is_never_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sink: str, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.avi", "in-00001.avi", "p/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match="would write over the source"):
+        check_outputs([sink], ["street:", source], MODEL, True)
+
+
+@pytest.mark.parametrize("source", ["0", "street:?fps=25", "rtsp://user:secret@host/a", "p"])
+def test_pictures_beside_a_source_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p").mkdir()
+    for model in (MODEL, None):
+        check_outputs(["./"], [source], model, True)
+
+
+def test_a_place_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for sink, match in (
+        ("file/x.avi", "is a file, not a folder"),
+        ("file/x.jsonl", "is a file, not a folder"),
+        ("file/", "is a file; expected a folder"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            check_outputs([f"{tmp_path}/{sink}"], ["0"], MODEL, False)
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.webm?segment=5", "d/", "a.jsonl"])
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("lfd.files.os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(UsageError, match="is not writable; choose another place"):
+        check_outputs([f"{tmp_path}/{name}"], ["0"], MODEL, False)
+
+
+@pytest.mark.parametrize("name", ["film.avi", "model.onnx", "out.webm", "s-00001.avi"])
 def test_the_summary_never_replaces_source_model_or_sink(tmp_path: Path, name: str) -> None:
     source, model, sink = (tmp_path / n for n in ("film.avi", "model.onnx", "out.webm"))
+    for path in (source, model):
+        path.write_bytes(b"x")
+    sinks = [str(sink), f"{tmp_path}/s.avi?segment=5"]
     with pytest.raises(UsageError, match=r"would write over|give each once"):
-        check_outputs([str(sink)], str(source), model, True, tmp_path / name)
-    check_outputs([str(sink)], str(source), model, False, tmp_path / "summary.json")
+        check_outputs(sinks, [str(source)], model, True, tmp_path / name)
+    with pytest.raises(UsageError, match=r"would write over|give each once"):
+        check_outputs(sinks, [str(source)], model, True, None, tmp_path / name)
+    with pytest.raises(UsageError, match="give each once"):
+        check_outputs([], [], model, True, tmp_path / "x.json", tmp_path / "x.json")
+    check_outputs(sinks, [str(source)], model, False, tmp_path / "summary.json")
+
+
+def test_h264_needs_an_ffmpeg_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(MissingDependencyError, match=r"no ffmpeg on PATH\. Fix: apt install ffmpeg"):
+        check_outputs([f"{tmp_path}/a.mp4?codec=h264"], ["0"], MODEL, False)
+    monkeypatch.setenv("PATH", f"{write_script(tmp_path / 'bin', '').parent}:/bin:/usr/bin")
+    check_outputs([f"{tmp_path}/a.mp4?codec=h264"], ["0"], MODEL, False)
+
+
+@pytest.mark.parametrize(
+    "text", ["null://", "o.avi", pytest.param("o.mp4?codec=h264", marks=FFMPEG), "d/", "d/?show=overlay", "o.jsonl"]
+)
+@pytest.mark.parametrize("live", [False, True])
+def test_every_sink_hears_the_status_and_closes_twice(tmp_path: Path, spec: ModelSpec, text: str, live: bool) -> None:
+    sink = make(text if "://" in text else f"{tmp_path}/{text}", spec, live)
+    sink.show_status(StreamStatus(State.LIVE, 0))
+    sink.show_status(lost())
+    sink.write(frame(0), classes(0))
+    sink.show_status(lost(attempt=2))
+    sink.close(True)
+    sink.close(True)
+
+
+def test_the_overlay_is_shared(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    overlay, blended = Overlay(spec.labels), []
+    blend = deploy.overlay.blend
+    monkeypatch.setattr("deploy.overlay.blend", lambda *given: blended.append(1) or blend(*given))
+    info = VideoInfo((320, 240), 25.0, 3, False)
+    sinks = [open_sink(f"{tmp_path}/{n}", overlay, info, lambda: STATS) for n in ("a.avi", "b.avi", "d/?show=overlay")]
+    for index in range(3):
+        one = frame(index)
+        for sink in sinks:
+            sink.write(one, classes(index))
+    for sink in sinks:
+        sink.close(True)
+    assert len(blended) == 3

@@ -103,6 +103,7 @@ def test_it_gives_what_the_engine_gives(engine: Any, install: Any, version: str,
 def test_an_open_batch_takes_any_in_its_range(engine: Any, install: Any) -> None:
     gpu = install()
     with open_session(engine(plan((-1, H, W, 3), (-1, H, W)), batch=(1, 2, 4))) as session:
+        assert session.batch is None
         for count in (1, 4, 4, 2):
             np.testing.assert_array_equal(session.run(frames(count)), frames(count).argmax(3))
             assert sorted(map(len, gpu.device.values())) == [count * H * W, count * H * W * 3], "no more than it takes"
@@ -116,6 +117,7 @@ def test_an_open_batch_takes_any_in_its_range(engine: Any, install: Any) -> None
 def test_a_batch_that_does_not_fit(engine: Any, install: Any, shape: tuple[int, ...]) -> None:
     install()
     with open_session(engine()) as session:
+        assert session.batch == 1
         with pytest.raises(ModelError, match="this model takes"):
             session.run(np.zeros(shape, np.uint8))
         with pytest.raises(ModelError, match="uint8"):

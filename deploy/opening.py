@@ -1,0 +1,140 @@
+"""Opening what a run needs, so that a signal or a failure ends it however long an opening takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from deploy.frames import FrameSink, FrameSource
+from deploy.overlay import Overlay
+from deploy.reader import Stream
+from deploy.session import InferenceSession, open_session
+from deploy.sinks import open_sink
+from deploy.sources import open_source
+from deploy.stats import StreamStats
+
+POLL_S = 0.05
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
+
+
+def together(calls: Sequence[Callable[[], T]], stop: Callable[[], bool]) -> list[T]:
+    """Call slow functions side by side, each in a thread of its own, and return what they give.
+
+    Args:
+        calls: Each opens something.
+        stop: Asked often; true gives up. What is opened later is closed at once.
+
+    Raises:
+        BaseException: What the first call to fail raised; what the others opened is closed.
+        KeyboardInterrupt: `stop` asked for it.
+    """
+    changed = threading.Condition()
+    opened: dict[int, T] = {}
+    errors: list[BaseException] = []
+    given_up = False
+
+    def call(index: int) -> None:
+        try:
+            value = calls[index]()
+        except BaseException as error:
+            with changed:
+                errors.append(error)
+                changed.notify()
+            return
+        with changed:
+            late = given_up
+            if not late:
+                opened[index] = value
+            changed.notify()
+        if late:
+            value.close()
+
+    for index in range(len(calls)):
+        threading.Thread(target=call, args=(index,), name="lfd-open", daemon=True).start()
+    try:
+        with changed:
+            while len(opened) < len(calls) and not errors:
+                if stop():
+                    raise KeyboardInterrupt("interrupted before the first frame")
+                changed.wait(POLL_S)
+        if errors:
+            raise errors[0]
+    except BaseException:
+        with changed:
+            given_up = True
+        for value in opened.values():
+            value.close()
+        raise
+    return [opened[index] for index in range(len(calls))]
+
+
+def open_model(
+    path: Path,
+    backend: str | None = None,
+    threads: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> InferenceSession:
+    """Load a model; see `deploy.session.open_session`.
+
+    Args:
+        path: The file.
+        backend: Likewise; or "auto", the fastest on this machine of those that can run it.
+        threads: Likewise.
+        say: Told what was chosen, and why.
+        stop: See `together`.
+    """
+
+    def load() -> InferenceSession:
+        if backend != "auto":
+            return open_session(path, backend, threads)
+        from deploy import auto  # noqa: PLC0415 - only who asks for it pays for it
+
+        return open_session(path, auto.choose(path, threads, say), threads)
+
+    return together([load], stop)[0]
+
+
+def open_streams(
+    sources: Sequence[str | FrameSource],
+    sinks: Sequence[Sequence[str | FrameSink]],
+    overlay: Callable[[], Overlay],
+    loop: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Stream]:
+    """Open sources, all at once, and then each one's sinks; when one fails, all are closed.
+
+    Args:
+        sources: Texts, or what is open already.
+        sinks: Those of each source, likewise.
+        overlay: Makes what the sinks of one stream paint with.
+        loop: Whether files start again at their end.
+        stop: See `together`.
+    """
+
+    def opener(source: str | FrameSource) -> Callable[[], FrameSource]:
+        return lambda: open_source(source, loop=loop) if isinstance(source, str) else source
+
+    with ExitStack() as undo:
+        streams = []
+        opened = together([opener(source) for source in sources], stop)
+        for source in opened:
+            undo.callback(source.close)
+        for source, texts in zip(opened, sinks, strict=True):
+            stats, painter, ready = StreamStats(), overlay(), []
+            for text in texts:
+                sink = open_sink(text, painter, source.info, stats.snapshot) if isinstance(text, str) else text
+                undo.callback(sink.close, False)
+                ready.append(sink)
+            streams.append(Stream(source, ready, stats))
+        undo.pop_all()
+        return streams

@@ -1,0 +1,285 @@
+"""Faults of RTSP streams, against gst-rtsp-server in a process on loopback (rtsp_server.py says how to install it)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+import pytest
+from servers import PASSWORD, QUOTED, Server, Watch, age_ms, make_certificate, serving
+
+from deploy.frames import Cause, State
+from deploy.sources import StreamError, open_source
+
+PYTHON = "/usr/bin/python3"
+PROGRAM = str(Path(__file__).with_name("rtsp_server.py"))
+if os.environ.get("LFD_BLOCK_TORCH"):
+    pytest.skip("faults are the same without torch", allow_module_level=True)
+
+FAST = "#open_timeout=5&read_timeout=1"
+
+
+def missing() -> bool:
+    code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst; Gst.init(None); "
+    code += "assert Gst.ElementFactory.find('x264enc') and Gst.ElementFactory.find('rtph264pay')"
+    try:
+        return subprocess.run([PYTHON, "-c", code], capture_output=True, check=False).returncode != 0
+    except FileNotFoundError:
+        return True
+
+
+pytestmark = pytest.mark.skipif(
+    missing(), reason="no gst-rtsp-server here; tests/deploy/rtsp_server.py has the packages"
+)
+
+
+def rtsp(*account: str) -> AbstractContextManager[Server]:
+    return serving([PYTHON, PROGRAM, "{port}", "320x240", *account])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with rtsp() as running:
+        yield running
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(server: Server) -> Iterator[None]:
+    """No thread and no descriptor stays behind."""
+    threads, before = set(threading.enumerate()), descriptors()
+    yield
+    end = time.monotonic() + 5
+    while time.monotonic() < end and (set(threading.enumerate()) - threads or descriptors() > before):
+        time.sleep(0.02)
+    assert set(threading.enumerate()) - threads == set()
+    assert descriptors() <= before
+
+
+def url(server: Server, path: str = "live", account: str = "", options: str = FAST) -> str:
+    return f"rtsp://{account and account + '@'}127.0.0.1:{server.port}/{path}{options}"
+
+
+def no_black(watch: Watch) -> None:
+    assert watch.frames and all(frame.image.any() for frame in watch.frames)
+    indices = [frame.index for frame in watch.frames]
+    assert indices == sorted(set(indices))
+
+
+@pytest.mark.parametrize(("path", "transport"), [("live", "tcp"), ("live", "udp"), ("jpeg", "tcp")])
+def test_pictures_come(server: Server, path: str, transport: str) -> None:
+    watch = Watch(open_source(url(server, path, options=f"{FAST}&transport={transport}")))
+    watch.until_frames(20)
+    assert watch.close() < 1
+    info = watch.source.info
+    assert info.live and info.frames is None and info.resolution_wh == (320, 240) and info.fps == 30
+    no_black(watch)
+    assert all(-5 <= age_ms(frame) < 5000 for frame in watch.frames)
+    assert watch.statuses == [] and watch.error is None
+
+
+@pytest.mark.parametrize("scheme", ["basic", "digest"])
+def test_a_password(scheme: str) -> None:
+    with rtsp(f"viewer:{PASSWORD}:{scheme}") as server:
+        source = open_source(url(server, account=QUOTED))
+        assert next(iter(source)).image.any()
+        source.close()
+        for account, said in (("viewer:hunter2", "is wrong"), ("", "wants a user name and password")):
+            with pytest.raises(StreamError, match=said) as caught:
+                open_source(url(server, account=account))
+            assert caught.value.cause is Cause.UNAUTHORIZED
+            assert "hunter2" not in str(caught.value) and "viewer" not in str(caught.value)
+        with pytest.raises(StreamError) as caught:
+            open_source(url(server, "nothing", QUOTED))
+        assert caught.value.cause is Cause.NOT_FOUND
+        assert PASSWORD not in str(caught.value) and QUOTED not in str(caught.value)
+
+
+def test_a_path_that_is_not_there(server: Server) -> None:
+    begin = time.monotonic()
+    with pytest.raises(StreamError, match="404") as caught:
+        open_source(url(server, "nothing", "viewer:hunter2"))
+    assert caught.value.cause is Cause.NOT_FOUND and "hunter2" not in str(caught.value)
+    assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "cause"),
+    [
+        (b"HTTP/1.0 400 Bad Request\r\n\r\n", Cause.UNREADABLE),
+        (os.urandom(4096) + b"\n", Cause.UNREADABLE),
+        (b"", Cause.CLOSED),
+        (b"RTSP/1.0 454 Session Not Found\r\nCSeq: 1\r\n\r\n", Cause.NOT_FOUND),
+        (b"RTSP/1.0 403 Forbidden\r\nCSeq: 1\r\n\r\n", Cause.UNAUTHORIZED),
+        (b"RTSP/1.0 503 Service Unavailable\r\n\r\n", Cause.CLOSED),
+        (b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nContent-Length: 4\r\n\r\nv=0\n", Cause.UNREADABLE),
+        (b"RTSP/1.0 200 OK\r\n" + b"X: y\r\n" * 100_000, Cause.UNREADABLE),
+        (None, Cause.TIMED_OUT),
+    ],
+)
+def test_what_answers_strangely(reply: bytes | None, cause: Cause) -> None:
+    ended = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        while not ended.is_set():
+            try:
+                client = listener.accept()[0]
+            except OSError:
+                return
+            with client:
+                client.settimeout(0.3)
+                if reply is None:
+                    ended.wait(5)
+                with suppress(OSError):
+                    if reply is not None and client.recv(4096) and reply:
+                        client.sendall(reply)
+                        client.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(8)
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        begin = time.monotonic()
+        with pytest.raises(StreamError) as caught:
+            open_source(f"rtsp://viewer:hunter2@127.0.0.1:{listener.getsockname()[1]}/x#open_timeout=1&read_timeout=1")
+        assert time.monotonic() - begin < 5
+        assert caught.value.cause is cause, caught.value
+        assert "hunter2" not in str(caught.value)
+        ended.set()
+        with socket.create_connection(listener.getsockname()):
+            thread.join(5)
+
+
+def test_a_server_that_is_killed_and_started_again() -> None:
+    with rtsp() as server:
+        watch = Watch(open_source(url(server)))
+        watch.until_frames(10)
+        server.kill()
+        assert watch.until_state(State.LOST, 1).cause is Cause.CLOSED
+        watch.until(lambda: watch.statuses[-1].cause is Cause.REFUSED, 5)
+        server.start()
+        assert watch.until_state(State.LIVE, 20).reconnects == 1
+        watch.until_frames(10)
+        assert watch.close() < 1
+        no_black(watch)
+        assert max(age_ms(frame) for frame in watch.frames[-5:]) < 2000
+
+
+def relay(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while data := one.recv(65536):
+            other.sendall(data)
+    for end in (one, other):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def test_rtsps(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a relay that does the TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(make_certificate(tmp_path))
+    workers: list[threading.Thread] = []
+    open_ends: list[socket.socket] = []
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            with suppress(ssl.SSLError, ConnectionError):
+                try:
+                    raw = listener.accept()[0]
+                except OSError:
+                    return
+                client = context.wrap_socket(raw, server_side=True)
+                inner = socket.create_connection(("127.0.0.1", server.port))
+                open_ends.extend((client, inner))
+                for ends in ((client, inner), (inner, client)):
+                    workers.append(threading.Thread(target=relay, args=ends))
+                    workers[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(6)
+        workers.append(threading.Thread(target=accept, args=(listener,)))
+        workers[0].start()
+        there = f"rtsps://viewer:hunter2@127.0.0.1:{listener.getsockname()[1]}/live{FAST}"
+        with pytest.raises(StreamError, match="certificate is not trusted") as caught:
+            open_source(there)
+        assert "hunter2" not in str(caught.value)
+        for text, trusted in ((there + "&tls_verify=false", ""), (there, str(tmp_path / "cert.pem"))):
+            with monkeypatch.context() as patch:
+                if trusted:
+                    patch.setenv("SSL_CERT_FILE", trusted)
+                source = open_source(text)
+                assert next(iter(source)).image.any()
+                source.close()
+    for end in open_ends:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+    for worker in workers:
+        worker.join(8)
+    for end in open_ends:
+        end.close()
+
+
+def test_a_stall() -> None:
+    with rtsp() as server:
+        watch = Watch(open_source(url(server)))
+        watch.until_frames(10)
+        server.say("stall")
+        begin = time.monotonic()
+        status = watch.until_state(State.LOST, 3)
+        assert status.cause is Cause.TIMED_OUT and time.monotonic() - begin < 2
+        server.say("go")
+        watch.until_state(State.LIVE, 20)
+        watch.until_frames(10)
+        watch.close()
+        no_black(watch)
+
+
+def test_another_size_after_a_restart() -> None:
+    with rtsp() as server:
+        watch = Watch(open_source(url(server)))
+        watch.until_frames(2)
+        server.kill()
+        server.command[3] = "640x480"
+        server.start()
+        watch.until(lambda: watch.frames[-1].image.shape == (480, 640, 3), 20)
+        watch.close()
+        no_black(watch)
+        assert watch.source.info.resolution_wh == (320, 240)
+
+
+def test_after_we_were_slow_the_newest_picture_counts() -> None:
+    with rtsp() as server:
+        source = open_source(url(server, options="#read_timeout=5"))
+        frames = iter(source)
+        for _ in range(30):
+            next(frames)
+        time.sleep(1.5)
+        got = [next(frames) for _ in range(5)]
+        source.close()
+        assert got[-1].index > 30 + 30
+        assert age_ms(got[-1]) < 500
+
+
+def test_closing_in_a_stall() -> None:
+    with rtsp() as server:
+        watch = Watch(open_source(url(server, options="#read_timeout=2")))
+        watch.until_frames(2)
+        server.freeze()
+        time.sleep(0.3)
+        begin = time.monotonic()
+        watch.source.close()
+        assert time.monotonic() - begin < 1
+        watch.thread.join(4)
+        assert not watch.thread.is_alive()
+        assert watch.error is None and all(status.state is not State.LIVE for status in watch.statuses)
+        server.thaw()
