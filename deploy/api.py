@@ -14,7 +14,8 @@ from deploy.pipeline import Pipeline, Result
 from deploy.reader import Limits
 from deploy.run_summary import RunSummary
 from deploy.session import InferenceSession
-from deploy.sinks import check_outputs
+from deploy.sinks import About, check_outputs
+from deploy.sources import redact
 from lfd.errors import UsageError
 
 __all__ = ["Result", "Run", "run"]
@@ -135,7 +136,10 @@ def run(
         if session is None:
             session = undo.enter_context(closing(open_model(Path(str(model)), backend, threads)))
         labels = session.spec.labels
-        streams = open_streams(sources, [sinks] if sinks else [()] * len(sources), lambda: Overlay(labels), loop)
+        names = [redact(text) if isinstance(text, str) else "" for text in sources]
+        about = [About(session.spec.model, session.build.backend, name) for name in names]
+        taken = [sinks] if sinks else [()] * len(sources)
+        streams = open_streams(sources, taken, lambda: Overlay(labels), loop, about=about)
         for stream in streams:
             undo.callback(stream.discard)
         pipeline = Pipeline(session, streams, limits)

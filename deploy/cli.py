@@ -36,11 +36,12 @@ SOURCE  0, /dev/video0       a camera; 0?size=1280x720&fps=30; csi://0 one of a 
 SINK    FILE.webm .mp4 .avi  a film with the classes in colour and a legend
         DIR/                 a PNG of label values a frame
         FILE.jsonl           a line a frame: time, share of each class, latency, drops
+        http://HOST:PORT     a page with the live picture, statistics and /metrics
         display://           a window; q ends the run. The default where there is a screen
         null://              nothing, to measure
 
-Of a live source the newest frame counts: late ones are dropped and counted, and a lost one is opened again. The README
-has all options of sources and sinks.
+Of a live source the newest frame counts: late ones are dropped and counted, and a lost one is opened again. Options
+follow a source or sink: 'street:?fps=25', 'rtsp://HOST/PATH#transport=udp', 'out.mp4?codec=h264'; the README has them.
 
 \b
 Exit codes: 0 done, 1 failed, 2 usage, 3 source given up or absent, 4 model does not fit,
@@ -185,6 +186,7 @@ def _run(
     from deploy.pipeline import Pipeline  # noqa: PLC0415
     from deploy.reader import Limits  # noqa: PLC0415
     from deploy.run_console import Console  # noqa: PLC0415
+    from deploy.sinks import About  # noqa: PLC0415
 
     def say(line: str) -> None:
         if not opts.quiet:
@@ -200,6 +202,7 @@ def _run(
             lambda: Overlay(session.spec.labels, opts.alpha),
             opts.loop,
             interrupts,
+            [About(session.spec.model, session.build.backend, name, opts.alpha) for name in names],
         )
         counts = [stream.stats for stream in streams]
         with ExitStack() as undo:

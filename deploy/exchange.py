@@ -73,8 +73,8 @@ class Exchange(Generic[I, O]):
     frame, in order. A live source never waits: a newer frame takes the place of an older one, before the inference and
     after it. Where the caller is slower than the model, an inference of a live stream begins only so late that it
     will have ended when the caller is expected to be free; a result that lies for longer than FRESH_S all the same
-    gives way when there is a newer frame. So what the caller gets is no older than the time between two frames and one
-    inference.
+    gives way when there is a newer frame. So what the caller gets of one stream is no older than the time between two
+    frames and one inference; results of several streams from one inference wait for each other's writes besides.
 
     Args:
         live: For each lane whether its source is live.
@@ -167,6 +167,7 @@ class Exchange(Generic[I, O]):
             lane = self._lanes[index]
             while lane.waiting and isinstance(lane.waiting[0], StreamStatus):
                 lane.done.append(lane.waiting.popleft())  # type: ignore[arg-type]
+                lane.room.notify()
                 self._out.notify()
             if not lane.waiting or lane.closed:
                 continue

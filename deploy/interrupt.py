@@ -56,6 +56,7 @@ class Interrupts:
             signal.set_wakeup_fd(self._wakeup_before)
             os.close(self._pipe[1])
             self._watcher.join()
+            os.close(self._pipe[0])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
@@ -67,7 +68,6 @@ class Interrupts:
         came = 0
         while came < 2 and (numbers := os.read(pipe, 64)):
             came += sum(number in SIGNALS for number in numbers)
-        os.close(pipe)
         if came >= 2 and not self._left.wait(GRACE_S):
             os._exit(EXIT_INTERRUPTED)
 

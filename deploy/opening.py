@@ -12,7 +12,7 @@ from deploy.frames import FrameSink, FrameSource
 from deploy.overlay import Overlay
 from deploy.reader import Stream
 from deploy.session import InferenceSession, open_session
-from deploy.sinks import open_sink
+from deploy.sinks import About, open_sink
 from deploy.sources import open_source
 from deploy.stats import StreamStats
 
@@ -110,6 +110,7 @@ def open_streams(
     overlay: Callable[[], Overlay],
     loop: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    about: Sequence[About] = (),
 ) -> list[Stream]:
     """Open sources, all at once, and then each one's sinks; when one fails, all are closed.
 
@@ -119,6 +120,7 @@ def open_streams(
         overlay: Makes what the sinks of one stream paint with.
         loop: Whether files start again at their end.
         stop: See `together`.
+        about: What pages tell of each stream.
     """
 
     def opener(source: str | FrameSource) -> Callable[[], FrameSource]:
@@ -129,10 +131,11 @@ def open_streams(
         opened = together([opener(source) for source in sources], stop)
         for source in opened:
             undo.callback(source.close)
-        for source, texts in zip(opened, sinks, strict=True):
+        facts = about or [About()] * len(opened)
+        for source, texts, fact in zip(opened, sinks, facts, strict=True):
             stats, painter, ready = StreamStats(), overlay(), []
             for text in texts:
-                sink = open_sink(text, painter, source.info, stats.snapshot) if isinstance(text, str) else text
+                sink = open_sink(text, painter, source.info, stats.snapshot, fact) if isinstance(text, str) else text
                 undo.callback(sink.close, False)
                 ready.append(sink)
             streams.append(Stream(source, ready, stats))

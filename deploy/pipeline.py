@@ -95,6 +95,8 @@ class Pipeline:
         self._seconds = 0.0
         self._rss = resident_mb(), resident_mb()
         self._heard_at = [0.0] * len(streams)
+        # Not `stats.status`, which runs ahead: a stream may have ended when its last frames are still inferred.
+        self._told = [stream.stats.status for stream in streams]
         self._matrices = [self._matrix(stream.source) for stream in streams]
 
     def _matrix(self, source: FrameSource) -> ConfusionMatrix | None:
@@ -245,6 +247,7 @@ class Pipeline:
             sink.show_status(status)
         self._heard_at[index] = time.monotonic()
         if changed:
+            self._told[index] = status
             self._on_status(index, status)
 
     def _remind(self) -> None:
@@ -252,7 +255,7 @@ class Pipeline:
         now = time.monotonic()
         for index, heard_at in enumerate(self._heard_at):
             if now - heard_at >= POLL_S:
-                self._tell(index, self._streams[index].stats.status)
+                self._tell(index, self._told[index])
 
     def _thread(self, name: str, stage: Callable[[], None]) -> threading.Thread:
         return threading.Thread(target=self._guarded, args=(stage,), name=f"lfd-{name}", daemon=True)

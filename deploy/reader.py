@@ -159,4 +159,6 @@ def _give_way() -> None:
     priority it pushes one of them aside, and all others wait for that one.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), READER_NICE)
+        thread = threading.get_native_id()
+        # Under `nice -n 15` it has given way by more than this already, and only root may take that back.
+        os.setpriority(os.PRIO_PROCESS, thread, max(READER_NICE, os.getpriority(os.PRIO_PROCESS, thread)))

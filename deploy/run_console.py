@@ -83,6 +83,8 @@ class Console:
         for index in [i for i in self._news if now - self._said_at[i] >= ANNOUNCE_S]:
             status = self._news.pop(index)
             if status.state is self._said[index] or (status.state is State.ENDED and len(self._names) == 1):
+                if status.state is State.LIVE:  # back before its loss was said
+                    self._lost_ns.pop(index, None)
                 continue
             self._said[index], self._said_at[index] = status.state, now
             self.clear()
@@ -127,7 +129,7 @@ class StatsFile:
         check_free(path, overwrite)
         self._path, self._names, self._stats, self._every_s, self._clock = path, names, stats, every_s, clock
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        self._file = path.open("wb", buffering=0)
         self._begin = self._last = clock()
         self._seen = [(0, 0)] * len(stats)
 
@@ -160,8 +162,7 @@ class StatsFile:
             "streams": [self._stream(index, since_s) for index in range(len(self._stats))],
         }
         try:
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
+            self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise SinkError(
                 f"{self._path}: cannot be written ({error.strerror}). Fix: free space, or write elsewhere"

@@ -135,16 +135,14 @@ class StreamStats:
         with self._lock:
             begin = self._clock() - int(RECENT_S * 1e9)
             recent = [ns for ns in self._shown_ns if ns >= begin]
-            pace = (
-                (len(recent) - 1) / (recent[-1] - recent[0]) * 1e9 if len(recent) > 1 < recent[-1] - recent[0] else 0.0
-            )
+            span_s = (recent[-1] - recent[0]) / 1e9 if recent else 0.0
             return StatsSnapshot(
                 captured=self.captured,
                 shown=self.shown,
                 dropped_late=self.late,
                 reconnects=self.reconnects,
                 state=self.status.state,
-                fps=pace,
+                fps=(len(recent) - 1) / span_s if span_s > 0 else 0.0,
                 latency_ms=self.latency.last,
                 infer_ms=self.stages["infer"].last,
             )

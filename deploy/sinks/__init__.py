@@ -30,6 +30,6 @@ both stay when the run fails, as finished segments do. A segment takes up to hal
 
 from deploy.sinks.display import check_display, has_screen
 from deploy.sinks.null import NullSink
-from deploy.sinks.outputs import SINKS, check_outputs, open_sink
+from deploy.sinks.outputs import SINKS, About, check_outputs, open_sink
 
-__all__ = ["SINKS", "NullSink", "check_display", "check_outputs", "has_screen", "open_sink"]
+__all__ = ["SINKS", "About", "NullSink", "check_display", "check_outputs", "has_screen", "open_sink"]

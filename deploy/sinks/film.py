@@ -168,9 +168,10 @@ class FilmSink:
         if file is None:
             return
         file.close(True)
-        self._segments.append(file.path)
-        if self._keep and len(self._segments) > self._keep:
-            self._segments.popleft().unlink(missing_ok=True)
+        if self._keep:
+            self._segments.append(file.path)
+            if len(self._segments) > self._keep:
+                self._segments.popleft().unlink(missing_ok=True)
 
     def close(self, complete: bool) -> None:
         """Finish the film and give it its name; remove it when it is not complete. Finished segments stay.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.frames import Frame, StreamStatus, VideoInfo
+from deploy.frames import Frame, State, StreamStatus, VideoInfo
 from deploy.sinks.aside import unwritable
 from deploy.stats import StatsSnapshot
 from lfd.errors import SinkError
@@ -84,7 +84,7 @@ class JsonLinesSink:
         Raises:
             SinkError: As in `write`.
         """
-        if status == self._status:
+        if status == self._status or (self._status is None and status.state is State.LIVE):  # as it begins
             return
         self._status = status
         self._append(

@@ -96,7 +96,7 @@ def parse_sink(text: str) -> Target:
     if query and not known:
         raise UsageError(f"{name}: it takes no options, but {query[:80]!r} is given")
     try:
-        given = parse_query(name, query, known, _EXAMPLES.get(kind, ""))
+        given = parse_query(name, f"?{query}", known, _EXAMPLES.get(kind, ""))
     except UsageError as error:
         raise UsageError(redact(str(error))) from None
     for key, value in given.items():

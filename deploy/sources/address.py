@@ -36,9 +36,10 @@ _EXAMPLES = {
 _SECONDS = {"open_timeout": (0.1, 60.0), "read_timeout": (0.1, 60.0), "give_up": (0.0, 1e6)}
 
 _USERINFO = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)\S*@")
-_BARE = re.compile(r"(?<![^\s'\"(])[^\s:/@'\"(]+:[^\s/]\S*@")
+_BARE = re.compile(r"(?<![^\s'\"(/\\])[^\s:/\\@'\"(]+:[^\s/]\S*@")
 _SECRET = re.compile(
-    r"([?&;][\w.-]*(?:pass\w*|pwd|token|secret|key|auth\w*|user\w*|usr|login|sig\w*)=)[^&#;\s]*", re.IGNORECASE
+    r"([/?&;][\w.-]*(?:pas|pass\w*|psw|pwd|token|secret|key|auth\w*|user\w*|loginuse|usr|login|sig\w*)=)[^&#;\s]*",
+    re.IGNORECASE,
 )
 
 
@@ -73,8 +74,8 @@ def redact(text: str) -> str:
     """Return a text without the user names and passwords of the URLs in it.
 
     Everything between `://` and the last `@` of the word goes, because people write passwords with `/` and `#` in
-    them. So do the values of query keys such as `password=`, `token=` or `user=`, and `NAME:PASSWORD@` where the
-    scheme was forgotten.
+    them. So do the values of keys such as `password=`, `token=` or `user=`, which cameras want in the query or in the
+    path, and `NAME:PASSWORD@` where the scheme was forgotten or mistyped.
     """
     return _SECRET.sub(r"\1***", _BARE.sub("***@", _USERINFO.sub(r"\1***@", text)))
 
@@ -175,7 +176,7 @@ class Url:
         """Read a URL.
 
         Raises:
-            UsageError: It has no host, an impossible port, or characters that no URL has.
+            UsageError: It has no host, an impossible port, or characters that no URL has or no header may have.
         """
         try:
             if not text.isascii() or not text.isprintable() or " " in text:
@@ -191,6 +192,8 @@ class Url:
             )
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if any(ord(c) < 0x20 for c in user + password):  # they would end a header's line
+            raise UsageError(f"source {_shown(text)!r}: its user name or password has control characters")
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], target, user, password)
 
     @property

@@ -8,6 +8,8 @@ class Backlog:
 
     One picture comes an interval. When more time than that went by since the last one, as many are waiting; those come
     at once, and each makes the queue one shorter. A picture that had to be waited for is new, whatever was reckoned.
+    One that comes late may have others behind it, after a stall; a second one in a row has not: the stream is slower
+    than it says, as cameras are in the dark, or than its first two pictures were apart.
 
     Args:
         interval_s: Between pictures as the stream says; 0 where it does not, and it is learned either way.
@@ -17,6 +19,7 @@ class Backlog:
         self._interval = interval_s
         self._last: float | None = None
         self._behind = 0.0
+        self._was_late = False
 
     def is_old(self, asked: float, came: float) -> bool:
         """Take in a picture's times, and tell whether newer ones wait behind it.
@@ -34,8 +37,11 @@ class Backlog:
             return False
         self._behind = max(0.0, self._behind + gap / self._interval - 1)
         is_new = waited >= self._interval / 2
-        if is_new and gap < 1.5 * self._interval:
+        is_late = is_new and gap >= 1.5 * self._interval
+        was_late, self._was_late = self._was_late, is_late
+        is_slow = is_late and was_late
+        if is_slow or (is_new and not is_late):
             self._behind = 0.0
-        if self._behind < 1 and gap < 4 * self._interval:
-            self._interval += 0.05 * (gap - self._interval)
+        if is_slow or (self._behind < 1 and gap < 4 * self._interval):
+            self._interval += 0.05 * (min(gap, 4 * self._interval) - self._interval)
         return not is_new and self._behind >= 1

@@ -33,7 +33,7 @@ def open_http(address: str, options: Options) -> Reconnecting:
 def _open(name: str, url: Url, options: Options, stop: Stop) -> MjpegSource | LiveSource | FilmSource:
     begin = time.monotonic()
     answer = Answer(name, url, options, stop)
-    kind = answer.content_type.partition(";")[0].strip().lower()
+    kind = "".join(c for c in answer.content_type.partition(";")[0].strip().lower() if c.isprintable())[:60]
     if kind.startswith("multipart/"):
         return MjpegSource(name, answer, options)
     answer.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 
 from deploy.frames import Frame, VideoInfo
-from deploy.sources.address import Options
+from deploy.sources.address import Options, redact
 from lfd.data.base import read_picture
 from lfd.data.frames import PICTURES, natural
 from lfd.errors import DataError, SourceError
@@ -40,7 +40,7 @@ class PictureSource:
             found = [p for p in matches if p.suffix.lower() in PICTURES and p.is_file()]
             wanted = "for this name or pattern"
         if not found:
-            raise SourceError(f"{address}: no pictures {wanted}; expected {', '.join(PICTURES)}")
+            raise SourceError(f"{redact(address)}: no pictures {wanted}; expected {', '.join(PICTURES)}")
         self._paths = sorted(found, key=natural)
         first = self._read(self._paths[0])
         self.info = VideoInfo((first.shape[1], first.shape[0]), 0.0, len(self._paths), False)

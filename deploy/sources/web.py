@@ -83,9 +83,9 @@ class Answer:
         self._connection.end()
 
     def _ask(self, authorization: str | None) -> None:
-        headers = {"User-Agent": "lfd-toolkit", "Accept": "*/*", "Connection": "close"}
+        headers: dict[str, str | bytes] = {"User-Agent": "lfd-toolkit", "Accept": "*/*", "Connection": "close"}
         if authorization:
-            headers["Authorization"] = authorization
+            headers["Authorization"] = authorization.encode()  # http.client would take Latin-1 for text
         try:
             remaining = max(0.01, self._until - time.monotonic())
             self._connection = Connection(self.url, remaining, self._options.tls_verify, self._stop)

@@ -177,6 +177,10 @@ class Handler(BaseHTTPRequestHandler):
     def serve_picture(self) -> None:
         self.answer(200, {"Content-Type": "image/jpeg"}, self.jpeg())
 
+    def serve_odd(self) -> None:
+        """Names its type so that it does something to a terminal."""
+        self.answer(200, {"Content-Type": "image/\x1b[2J" + 900 * "x"}, self.jpeg())
+
     def serve_nofilm(self) -> None:
         self.answer(200, {"Content-Type": "video/mp4"}, b"no film" * 100)
 

@@ -102,6 +102,28 @@ def test_statuses_keep_their_place_among_the_frames() -> None:
         exchange.next(0)
 
 
+def test_statuses_in_front_do_not_keep_a_files_reader_waiting() -> None:
+    exchange, _ = make(False)
+    exchange.put(0, "a")
+    taken = exchange.take(None)
+    for _ in range(QUEUE):
+        exchange.put_status(0, status(State.LOST))
+    reader = threading.Thread(target=exchange.put, args=(0, "b"), daemon=True)
+    reader.start()
+    reader.join(0.05)
+    assert reader.is_alive(), "they take the frames' room until the inference has passed them on"
+    exchange.give([(lane, f"{item}!") for lane, item in taken])
+    found: list[list[tuple[int, str]]] = []
+    taker = threading.Thread(target=lambda: found.append(exchange.take(None)), daemon=True)
+    taker.start()
+    reader.join(SLACK_S)
+    assert not reader.is_alive()
+    for _ in range(1 + QUEUE):
+        assert exchange.next(1)
+    taker.join(SLACK_S)
+    assert found == [[(0, "b")]]
+
+
 def test_a_status_does_not_wait_for_a_frame() -> None:
     exchange, _ = make(False)
     exchange.put_status(0, status(State.LOST))

@@ -107,6 +107,8 @@ def test_display_says_what_is_missing(spec: ModelSpec, monkeypatch: pytest.Monke
         ("d/?show=overlay&format=jpg&every=5&keep=9", "pictures", {"show": "overlay", "format": "jpg", "every": 5, "keep": 9}),  # noqa: E501
         ("a.jsonl", "jsonl", {}),
         ("a.jsonl?every=25", "jsonl", {"every": 25}),
+        ("http://127.0.0.1:8080", "page", {}),
+        ("http://[::1]:8080/?fps=10&quality=70", "page", {"fps": 10, "quality": 70}),
     ],
 )  # fmt: skip
 def test_kinds_and_options(text: str, kind: str, options: dict[str, object]) -> None:
@@ -114,7 +116,9 @@ def test_kinds_and_options(text: str, kind: str, options: dict[str, object]) -> 
     assert (target.kind, target.options) == (kind, options) and kind in SINKS
 
 
-@pytest.mark.parametrize("text", ["out.mkv", "out", "out.png", "http://127.0.0.1:8080", "null://x", "rtsp://x"])
+@pytest.mark.parametrize(
+    "text", ["out.mkv", "out", "out.png", "http://127.0.0.1", "http://u:p@h:80", "https://h:1", "null://x", "rtsp://x"]
+)
 def test_kinds_that_are_not_there(text: str) -> None:
     with pytest.raises(UsageError, match=r"expected FILE\.webm, FILE\.mp4"):
         parse_sink(text)
@@ -141,6 +145,9 @@ def test_kinds_that_are_not_there(text: str) -> None:
         ("d/?segment=5", "'segment'"),
         ("a.jsonl?every=0", "every = 0; expected 1 to"),
         ("null://?every=2", "takes no options"),
+        ("http://127.0.0.1:8080?fps=0", "fps = 0; expected 1 to 60"),
+        ("http://127.0.0.1:8080?qualty=70", "Did you mean 'quality'"),
+        ("http://127.0.0.1:65536", "port = 65536; expected 0 to 65535"),
         ("display://?titel=x", "Did you mean 'title'"),
     ],
 )
@@ -158,7 +165,7 @@ def test_every_option_is_documented() -> None:
             assert re.search(rf"\b{key}\b", sinks), kind
             if key in ("show", "format"):
                 assert ", ".join(allowed) in line  # type: ignore[arg-type]
-            elif key in ("crf", "segment", "every", "keep"):
+            elif key in ("crf", "segment", "every", "keep", "fps", "quality"):
                 assert f"{allowed[0]}..{allowed[1]}" in line  # type: ignore[index]
     assert all(suffix in sinks for suffix in CODECS)
 

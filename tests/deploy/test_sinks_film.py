@@ -207,6 +207,7 @@ def test_segments_are_finished_when_full(tmp_path: Path, spec: ModelSpec, name: 
         seen.append(sum(not n.startswith(".") for n in names(tmp_path)))
     assert seen == [0] * 25 + [1] * 25 + [2] * 10
     sink.close(True)
+    assert not sink._segments, "nobody asks for their names: at a segment a second they would be a leak"
     assert names(tmp_path) == [f"out-0000{n}{suffix}" for n in (1, 2, 3)]
     films = [read_film(tmp_path / n) for n in names(tmp_path)]
     assert [len(film) for film in films] == [25, 25, 10]

@@ -11,7 +11,7 @@ from deploy.frames import Cause
 from deploy.sources import SOURCES, open_source, redact
 from deploy.sources.address import OPTIONS, Options, Url, split_options
 from deploy.sources.fault import StreamError
-from lfd.errors import LfdError, UsageError
+from lfd.errors import LfdError, SourceError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,8 @@ def test_options(kind: str, text: str, address: str, expected: Options) -> None:
         ("rtsp://u:hunter2@h:70000/p", "is no URL"),
         ("http://u:hunter2@[h/p", "is no URL"),
         ("http://u:hunter2@h\u00e9/p", "is no URL"),
+        ("http://u%0D%0AX:hunter2@h/p", "control characters"),
+        ("rtsp:/u:hunter2@h/p", "is no URL"),
     ],
 )
 def test_options_that_are_wrong(text: str, said: str) -> None:
@@ -76,6 +78,13 @@ def test_options_that_are_wrong(text: str, said: str) -> None:
         open_source(text)
     assert said in str(caught.value)
     assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["u:hunter2@h/x", "rtps//u:hunter2@h/x.jpg", "u:hunter2*@h/x"])
+def test_a_url_that_looks_like_a_file_keeps_its_password(text: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        open_source(text)
+    assert "***@h/x" in str(caught.value) and "hunter2" not in str(caught.value)
 
 
 def test_every_kind_of_source_has_its_options() -> None:
@@ -110,6 +119,11 @@ def test_urls(text: str, url: Url, full: str) -> None:
         ("http://h/x?user=a&channel=2&pwd=b#c", "http://h/x?user=***&channel=2&pwd=***#c"),
         ("http://h/x?channel=2", "http://h/x?channel=2"),
         ("u:p@h/x", "***@h/x"),
+        ("rtsp:/u:p@h/x", "rtsp:/***@h/x"),
+        ("rstp//u:p@h/x", "rstp//***@h/x"),
+        ("rtsp:\\\\u:p@h", "***@h"),
+        ("rtsp://h/user=a_password=b_channel=1&stream=0.sdp", "rtsp://h/user=***&stream=0.sdp"),
+        ("http://h/x?loginuse=a&loginpas=b&causes=c", "http://h/x?loginuse=***&loginpas=***&causes=c"),
         (
             "[rtsp @ 0x55] method DESCRIBE failed for 'rtsp://u:p@h'",
             "[rtsp @ 0x55] method DESCRIBE failed for 'rtsp://***@h'",

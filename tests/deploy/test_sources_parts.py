@@ -161,6 +161,17 @@ def test_after_we_were_away_only_the_newest_counts() -> None:
     assert old[:23] == [True] * 23
 
 
+@pytest.mark.parametrize("nominal", [0.0, 1 / 30], ids=["two at once to begin with", "slower than it says"])
+def test_the_interval_is_learned_anew(nominal: float) -> None:
+    backlog = Backlog(nominal)
+    arrivals(backlog, [(0.0, 0.001), (0.001, 0.0015)])
+    assert not any(arrivals(backlog, steady(200, 0.2)))
+    # One that comes a little early, with hardly a wait, is the newest all the same.
+    assert arrivals(backlog, [(40.002, 40.2), (40.2, 40.21), (40.21, 40.4)]) == [False] * 3
+    # And a stall is still seen as one.
+    assert all(arrivals(backlog, [(40.41, 42.4), *((42.4, 42.401 + n / 1e3) for n in range(8))])[1:])
+
+
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), max_size=200))
 def test_a_picture_that_was_waited_for_is_never_old(steps: list[tuple[float, float]]) -> None:
     backlog, now = Backlog(0.04), 0.0
