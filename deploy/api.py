@@ -15,7 +15,7 @@ from deploy.reader import Limits
 from deploy.run_summary import RunSummary
 from deploy.session import InferenceSession
 from deploy.sinks import About, check_outputs
-from deploy.sources import redact
+from deploy.texts import redact
 from lfd.errors import UsageError
 
 __all__ = ["Result", "Run", "run"]
@@ -78,8 +78,8 @@ class Run(Iterator[Result]):
 
 def run(
     model: str | Path | InferenceSession,
-    source: str | FrameSource | Sequence[str | FrameSource],
-    sinks: Sequence[str | FrameSink] = (),
+    source: str | Path | int | FrameSource | Sequence[str | FrameSource],
+    sinks: str | Path | Sequence[str | FrameSink] = (),
     *,
     backend: str | None = None,
     threads: int = 0,
@@ -105,8 +105,8 @@ def run(
 
     Args:
         model: An .onnx file or an engine of lfd-export; or an open session, which stays open.
-        source: What `lfd-run` takes, or an object with the methods of `deploy.frames.FrameSource`. Of several,
-            `Result.stream` is the position.
+        source: What `lfd-run` takes, a path or a camera's index, or an object with the methods of
+            `deploy.frames.FrameSource`. Of several, `Result.stream` is the position.
         sinks: Likewise, with `deploy.frames.FrameSink`; written before each result is returned. For one source only.
         backend: A runtime's name, or "auto"; None takes the file's own.
         threads: Threads for one inference; 0 leaves it to the runtime.
@@ -121,6 +121,10 @@ def run(
         LfdError: Something cannot be opened. While iterating: what the first stage to fail raised.
     """
     limits = Limits(max_frames, duration_s, fps, stride)
+    if isinstance(source, str | Path | int):
+        source = str(source)
+    if isinstance(sinks, str | Path):
+        sinks = (str(sinks),)
     sources = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
     if not sources:
         raise UsageError("no source; expected one or several")
@@ -139,7 +143,7 @@ def run(
         names = [redact(text) if isinstance(text, str) else "" for text in sources]
         about = [About(session.spec.model, session.build.backend, name) for name in names]
         taken = [sinks] if sinks else [()] * len(sources)
-        streams = open_streams(sources, taken, lambda: Overlay(labels), loop, about=about)
+        streams = open_streams(sources, taken, lambda: Overlay(labels), loop, about=about, stride=stride)
         for stream in streams:
             undo.callback(stream.discard)
         pipeline = Pipeline(session, streams, limits)

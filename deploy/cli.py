@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploy.texts import check_name, redact
 from lfd.console import Command, guarded
-from lfd.errors import UsageError, require
+from lfd.errors import SourceError, UsageError, require
 
 if TYPE_CHECKING:
     from deploy.interrupt import Interrupts
@@ -68,13 +70,18 @@ class RunCommand(Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run as a program; see `click.Command.main`."""
+        before = threading.enumerate()
         try:
             return super().main(*args, **kwargs)
         except SystemExit as end:
             from deploy.interrupt import leave_hung_threads  # noqa: PLC0415
 
-            leave_hung_threads(end.code)
+            leave_hung_threads(end.code, before)
             raise
+
+    def said(self, message: str) -> str:
+        """Return an error without the credentials that somebody put in the wrong place."""
+        return redact(message)
 
 
 @dataclass(frozen=True)
@@ -132,14 +139,13 @@ def run_main(source: str, sinks: tuple[str, ...], added: tuple[tuple[str, str], 
     require("cv2", "deploy")
     from deploy.interrupt import Interrupts  # noqa: PLC0415
     from deploy.run_summary import table  # noqa: PLC0415
-    from deploy.sources import redact  # noqa: PLC0415
 
     opts = Options(**options)
     streams = [(source, sinks or _default_sinks()), *((extra, (sink,)) for extra, sink in added)]
     _check(streams, opts)
     names = [redact(text) for text, _ in streams]
     with Interrupts() as interrupts:
-        summary, model, backend = _run(streams, names, opts, interrupts)
+        summary, model, backend, given_up = _run(streams, names, opts, interrupts)
     if opts.json_path is not None:
         from lfd.files import write_json  # noqa: PLC0415
 
@@ -152,6 +158,8 @@ def run_main(source: str, sinks: tuple[str, ...], added: tuple[tuple[str, str], 
         click.echo(table(summary, [f"{model} on {name}" for name in names]))
     if summary.interrupted:
         raise KeyboardInterrupt(f"interrupted and flushed: {summary.shown} frames are kept")
+    if given_up is not None:
+        raise given_up
 
 
 def _default_sinks() -> tuple[str, ...]:
@@ -168,19 +176,20 @@ def _default_sinks() -> tuple[str, ...]:
 def _check(streams: Sequence[tuple[str, tuple[str, ...]]], opts: Options) -> None:
     """Judge what the user typed before anything is loaded."""
     from deploy.sinks import check_outputs  # noqa: PLC0415
-    from deploy.sources import kind_of  # noqa: PLC0415
 
+    check_name(str(opts.model))
+    for option, path in (("--json", opts.json_path), ("--stats", opts.stats)):
+        if path is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+            raise UsageError(f"{option} {path}: is an address; expected the name of a file")
     sources = [source for source, _ in streams]
-    for source in sources:
-        kind_of(source)
     sinks = [sink for _, texts in streams for sink in texts]
     check_outputs(sinks, sources, opts.model, opts.overwrite, opts.json_path, opts.stats)
 
 
 def _run(
     texts: Sequence[tuple[str, tuple[str, ...]]], names: Sequence[str], opts: Options, interrupts: Interrupts
-) -> tuple[RunSummary, str, str]:
-    """Open, run and close; return the summary, the model's name and the backend's."""
+) -> tuple[RunSummary, str, str, SourceError | None]:
+    """Open, run and close; return the summary, the model's name and the backend's, and why a stream was given up."""
     from deploy.opening import open_model, open_streams  # noqa: PLC0415
     from deploy.overlay import Overlay  # noqa: PLC0415
     from deploy.pipeline import Pipeline  # noqa: PLC0415
@@ -203,12 +212,15 @@ def _run(
             opts.loop,
             interrupts,
             [About(session.spec.model, session.build.backend, name, opts.alpha) for name in names],
+            opts.stride,
         )
         counts = [stream.stats for stream in streams]
         with ExitStack() as undo:
             for stream in streams:
                 undo.callback(stream.discard)
             file = _stats_file(opts, names, streams)
+            if file is not None:
+                undo.callback(file.close)
             progress = not opts.quiet and sys.stderr.isatty()
             console = Console(names, counts, _total(streams, opts), progress, opts.quiet, sys.stderr)
 
@@ -222,11 +234,14 @@ def _run(
         try:
             for _ in pipeline.results():
                 pass
+        except SourceError:
+            if pipeline.given_up is None:
+                raise
         finally:
             console.clear()
             if file is not None:
                 file.close()
-        return pipeline.summary(), session.spec.model, session.build.backend
+        return pipeline.summary(), session.spec.model, session.build.backend, pipeline.given_up
     finally:
         if pipeline is None or not pipeline.busy:
             session.close()

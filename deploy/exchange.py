@@ -24,6 +24,8 @@ REMEMBERED = 8
 """Durations from which the next inference and the next write are foreseen."""
 FRESH_S = 0.01
 """How long a live stream's result may lie before it gives way to a newer frame."""
+AHEAD = 0.1
+"""A live source's next frame is waited for when it is due within this share of the time between two."""
 
 
 class Stopped(Exception):  # noqa: N818 - a message between stages
@@ -44,11 +46,27 @@ class _Lane(Generic[I, O]):
         self.in_hand = self.ended = self.closed = False
         self.room = threading.Condition(lock)
         self.writes: deque[float] = deque(maxlen=REMEMBERED)
+        self.gaps: deque[float] = deque(maxlen=REMEMBERED)
+        self.put_at: float | None = None
         self.given_at = 0.0
 
     @property
     def full(self) -> bool:
         return len(self.waiting) >= QUEUE
+
+    def note_put(self, now: float) -> None:
+        """Take in that a frame has come."""
+        if self.put_at is not None:
+            self.gaps.append(now - self.put_at)
+        self.put_at = now
+
+    def next_due_s(self, now: float) -> float:
+        """Return for how long the next frame is worth waiting for; 0 when none is about to come."""
+        if self.put_at is None or not self.gaps:
+            return 0.0
+        gap = sorted(self.gaps)[len(self.gaps) // 2]
+        left = self.put_at + gap - now
+        return left + AHEAD * gap if abs(left) < AHEAD * gap else 0.0
 
     @property
     def write_s(self) -> float:
@@ -111,6 +129,7 @@ class Exchange(Generic[I, O]):
             self._check(lane)
             if lane.live:
                 self._make_way(index, lane.waiting)
+                lane.note_put(self._clock())
             lane.waiting.append(item)
             self._work.notify()
 
@@ -175,6 +194,8 @@ class Exchange(Generic[I, O]):
                 held = True
             elif lane.live or len(lane.done) < QUEUE:
                 ready.append(index)
+        if len(ready) == 1 and (lane := self._lanes[ready[0]]).live and (due_s := lane.next_due_s(self._clock())) > 0:
+            return [], due_s
         return ready, wait_s if held else None
 
     def _wait_s(self) -> float:

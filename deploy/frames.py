@@ -37,7 +37,7 @@ class Frame:
 
     Attributes:
         image: (H, W, 3) BGR uint8; nobody writes into it.
-        index: Position in its source, from 0; a gap is a dropped frame.
+        index: Position in its source, from 0; a gap is frames that a newer one has replaced.
         captured_ns: `time.monotonic_ns()` when the source had it.
         name: File-name stem where the source has one (a folder of pictures), else "".
         truth: (H, W) uint8 label values, from a source that knows them (street:), else None.
@@ -78,10 +78,6 @@ class Cause(str, Enum):
     """The other side ended it."""
     UNREADABLE = "unreadable"
     """What comes cannot be decoded."""
-
-
-PERMANENT = frozenset({Cause.UNAUTHORIZED, Cause.NOT_FOUND})
-"""Trying again does not mend these where the stream never was open."""
 
 
 @dataclass(frozen=True)

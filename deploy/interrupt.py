@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Collection
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -72,12 +73,17 @@ class Interrupts:
             os._exit(EXIT_INTERRUPTED)
 
 
-def leave_hung_threads(code: object) -> None:
+def leave_hung_threads(code: object, before: Collection[threading.Thread]) -> None:
     """End the process at once where one of a run's threads hangs in a library's code.
 
     Python's own end would unload that library under it. Buffers are flushed first.
+
+    Args:
+        code: Exit code, as of SystemExit.
+        before: Threads that were there before the run, and are no concern of it.
     """
-    if any(thread.daemon and thread.name.startswith("lfd-") for thread in threading.enumerate()):
+    there = (thread for thread in threading.enumerate() if thread not in before)
+    if any(thread.daemon and thread.name.startswith("lfd-") for thread in there):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else code is not None)

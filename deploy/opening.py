@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -111,6 +112,7 @@ def open_streams(
     loop: bool = False,
     stop: Callable[[], bool] = lambda: False,
     about: Sequence[About] = (),
+    stride: int = 1,
 ) -> list[Stream]:
     """Open sources, all at once, and then each one's sinks; when one fails, all are closed.
 
@@ -121,6 +123,7 @@ def open_streams(
         loop: Whether files start again at their end.
         stop: See `together`.
         about: What pages tell of each stream.
+        stride: Of a film every so manieth frame comes: sinks hear of a rate as much lower.
     """
 
     def opener(source: str | FrameSource) -> Callable[[], FrameSource]:
@@ -134,8 +137,9 @@ def open_streams(
         facts = about or [About()] * len(opened)
         for source, texts, fact in zip(opened, sinks, facts, strict=True):
             stats, painter, ready = StreamStats(), overlay(), []
+            info = source.info if source.info.live else replace(source.info, fps=source.info.fps / stride)
             for text in texts:
-                sink = open_sink(text, painter, source.info, stats.snapshot, fact) if isinstance(text, str) else text
+                sink = open_sink(text, painter, info, stats.snapshot, fact) if isinstance(text, str) else text
                 undo.callback(sink.close, False)
                 ready.append(sink)
             streams.append(Stream(source, ready, stats))

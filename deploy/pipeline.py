@@ -16,11 +16,11 @@ from functools import partial
 import numpy as np
 
 from deploy.exchange import Ended, Exchange, Stopped
-from deploy.frames import Frame, FrameSink, FrameSource, StopRequested, StreamStatus
+from deploy.frames import Frame, FrameSink, FrameSource, State, StopRequested, StreamStatus
 from deploy.reader import Fitted, Limits, Stream, read
 from deploy.run_summary import RunSummary, StreamSummary, resident_mb, thread_count
 from deploy.session import InferenceSession, as_class_map, class_map
-from lfd.errors import ModelError
+from lfd.errors import ModelError, SourceError
 from lfd.metrics import ConfusionMatrix
 from lfd.preprocess import Image, restore_map
 from lfd.spec import Labels
@@ -88,6 +88,7 @@ class Pipeline:
             on_drop=lambda index, frames: streams[index].stats.drop(frames),
         )
         self._error: BaseException | None = None
+        self.given_up: SourceError | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._interrupted = self._inferring = self._closed = False
@@ -114,7 +115,8 @@ class Pipeline:
 
         Raises:
             BaseException: What the first stage to fail raised, all others having ended; an LfdError for all that a
-                user can meet.
+                user can meet. A live stream that is given up ends alone, and what it gave is kept: `given_up` is raised
+                when the others have ended.
         """
         self._rss = resident_mb(), None
         begin = time.perf_counter()
@@ -143,8 +145,8 @@ class Pipeline:
         self._closed = True
         self._finish()
         self._rss = self._rss[0], resident_mb()
-        if self._error is not None:
-            raise self._error
+        if error := self._error or self.given_up:
+            raise error
 
     def summary(self) -> RunSummary:
         """Return what the run did; after its end."""
@@ -176,9 +178,12 @@ class Pipeline:
                 limits=self._limits,
                 stopping=self._stopping,
             )
-        except Exception:
+        except Exception as error:
             if not self._stopping.is_set():
-                raise
+                if not (stream.source.info.live and isinstance(error, SourceError)):
+                    raise
+                self.given_up = self.given_up or error
+                put_status(StreamStatus(State.ENDED, time.monotonic_ns(), detail=str(error)))
             # Closing a source under its reader is how a run ends, and the reader may say so.
         self._exchange.end(index)
 

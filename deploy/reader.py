@@ -127,7 +127,7 @@ def read(
         _give_way()
     pace = Pace(limits.fps) if limits.fps else None
     most = None if live else limits.max_frames
-    items, given = iter(stream.source), 0
+    items, given, expected = iter(stream.source), 0, 0
     reading, fitting = stats.stages["read"], stats.stages["fit"]
     while most is None or stats.captured < most:
         if pace and not live and stopping.wait(pace.wait_s(time.monotonic())):
@@ -140,6 +140,10 @@ def read(
             put_status(item)
             continue
         read_at = time.perf_counter()
+        for _ in range(item.index - expected if live else 0):  # the source itself has passed over them
+            stats.capture()
+            stats.drop(1)
+        expected = item.index + 1
         given += 1
         if (given - 1) % limits.stride or (pace and live and not pace.admits(item.captured_ns / 1e9)):
             stats.skip()

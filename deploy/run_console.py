@@ -146,11 +146,11 @@ class StatsFile:
         """Write the last line, over what is left of the time."""
         try:
             if not self._file.closed:
-                self._write()
+                self._write(last=True)
         finally:
             self._file.close()
 
-    def _write(self) -> None:
+    def _write(self, last: bool = False) -> None:
         now = self._clock()
         since_s, self._last = now - self._last, now
         line = {
@@ -159,7 +159,7 @@ class StatsFile:
             "rss_mb": resident_mb(),
             "threads": thread_count(),
             "descriptors": open_descriptors(),
-            "streams": [self._stream(index, since_s) for index in range(len(self._stats))],
+            "streams": [self._stream(index, since_s, last) for index in range(len(self._stats))],
         }
         try:
             self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
@@ -168,7 +168,7 @@ class StatsFile:
                 f"{self._path}: cannot be written ({error.strerror}). Fix: free space, or write elsewhere"
             ) from error
 
-    def _stream(self, index: int, since_s: float) -> dict[str, object]:
+    def _stream(self, index: int, since_s: float, last: bool) -> dict[str, object]:
         stats = self._stats[index]
         now = stats.snapshot()
         shown_before, timed_before = self._seen[index]
@@ -179,7 +179,7 @@ class StatsFile:
             "state": now.state.value,
             "captured": now.captured,
             "shown": now.shown,
-            "dropped": now.dropped_late,
+            "dropped": now.captured - now.shown if last else now.dropped_late,  # what is under way then never is shown
             "skipped": stats.skipped,
             "reconnects": now.reconnects,
             "fps": round((now.shown - shown_before) / since_s, 3) if since_s > 0 else 0.0,

@@ -21,9 +21,9 @@ class StreamSummary:
     """What a run did with one stream. `captured == shown + dropped`.
 
     Attributes:
-        captured: Frames the source gave, without those skipped.
+        captured: Frames the source gave, or passed over for a newer one, without those skipped.
         shown: Frames that went through all sinks.
-        dropped_late: Frames of a live source that gave way to a newer one.
+        dropped_late: Frames of a live source that gave way to a newer one, in the source or here.
         dropped_at_end: Frames that were under way when the run was ended.
         skipped: Frames the source gave and stride or fps passed over.
         reconnects: How often the source was lost and came back.

@@ -24,9 +24,9 @@ class StatsSnapshot:
     """One stream at one moment. `captured == shown + dropped_late + under way`.
 
     Attributes:
-        captured: Frames the source gave.
+        captured: Frames the source gave, or passed over for a newer one.
         shown: Frames that went through all sinks.
-        dropped_late: Frames of a live source that gave way to a newer one.
+        dropped_late: Frames of a live source that gave way to a newer one, there or here.
         reconnects: How often the source was lost and came back.
         state: How the stream is.
         fps: Frames shown a second over the last seconds; 0 before there are two.

@@ -36,7 +36,7 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except LfdError as error:
-            _end(str(error), error.exit_code)
+            _end(_said(str(error)), error.exit_code)
         except KeyboardInterrupt as error:
             _end(str(error) or "interrupted", EXIT_INTERRUPTED)
         except BrokenPipeError:
@@ -45,7 +45,7 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
             sys.exit(141)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            _end(f"{where}{error.strerror or error}.{_FIXES.get(error.errno or 0, '')}", 1)
+            _end(_said(f"{where}{error.strerror or error}.{_FIXES.get(error.errno or 0, '')}"), 1)
 
     return run
 
@@ -73,9 +73,13 @@ class _OneLine(click.Command):
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             name = context.command_path if context else self.name
-            _end(f"{error.format_message().rstrip('.')}. See: {name} --help", error.exit_code)
+            _end(f"{self.said(error.format_message()).rstrip('.')}. See: {name} --help", error.exit_code)
         except click.Abort:
             _end("interrupted", EXIT_INTERRUPTED)
+
+    def said(self, message: str) -> str:
+        """Return an error as it may be shown; a command that takes credentials hides them here."""
+        return message
 
 
 class Command(_OneLine):
@@ -84,6 +88,11 @@ class Command(_OneLine):
 
 class Group(_OneLine, click.Group):
     """A command of the toolkit with subcommands."""
+
+
+def _said(message: str) -> str:
+    context = click.get_current_context(silent=True)
+    return context.command.said(message) if context and isinstance(context.command, _OneLine) else message
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deploy.sources.address import redact
+from deploy.texts import check_name, redact
 from lfd.config import among, within
 from lfd.data.query import parse_query, split_query
 from lfd.errors import UsageError
@@ -88,6 +88,7 @@ def parse_sink(text: str) -> Target:
     Raises:
         UsageError: It means no sink, or an option does not exist, does not fit, or is out of range.
     """
+    check_name(text)
     place, query = split_query(text)
     kind = _kind_of(text, place)
     known = _OPTIONS[kind]
@@ -135,7 +136,7 @@ def _kind_of(text: str, place: str) -> str:
         return "film"
     if suffix == ".jsonl":
         return "jsonl"
-    raise UsageError(f"sink {text!r}: its suffix is none of {', '.join((*CODECS, '.jsonl'))}; expected {FORMS}")
+    raise UsageError(f"sink {redact(text)!r}: its suffix is none of {', '.join((*CODECS, '.jsonl'))}; expected {FORMS}")
 
 
 def _address(name: str, place: str, options: Mapping[str, Any]) -> tuple[str, int]:

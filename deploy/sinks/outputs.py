@@ -20,8 +20,9 @@ from deploy.sinks.null import NullSink
 from deploy.sinks.options import Target, parse_sink
 from deploy.sinks.pictures import PictureSink
 from deploy.sources import kind_of
-from deploy.sources.address import redact, split_file
+from deploy.sources.address import split_file
 from deploy.stats import StatsSnapshot
+from deploy.texts import redact
 from lfd.errors import UsageError, require
 from lfd.files import check_free
 

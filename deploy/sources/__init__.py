@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.frames import FrameSource
-from deploy.sources.address import FORMS, Options, redact, split_file, split_options
+from deploy.sources.address import FORMS, Options, split_file, split_options
 from deploy.sources.camera import DEVICE, open_camera
 from deploy.sources.capture import silence_opencv
 from deploy.sources.csi import open_csi
@@ -40,6 +40,7 @@ from deploy.sources.loop import Looping
 from deploy.sources.pictures import PictureSource
 from deploy.sources.rtsp import open_rtsp
 from deploy.sources.scene import StreetSource
+from deploy.texts import check_name, redact
 from lfd.data.frames import PICTURES
 from lfd.errors import UsageError, unknown
 
@@ -71,6 +72,9 @@ def kind_of(text: str) -> str:
     Raises:
         UsageError: It names a kind that does not exist.
     """
+    check_name(text)
+    if not text:
+        raise UsageError(f"source '': is empty; expected {FORMS}")
     if DEVICE.fullmatch(text.partition("?")[0]):
         return "camera"
     address = split_file(text)[0]

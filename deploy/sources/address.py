@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from deploy.texts import redact
 from lfd.console import parse_size
 from lfd.data.query import parse_flag, parse_query
 from lfd.errors import UsageError
@@ -35,13 +36,6 @@ _EXAMPLES = {
 }
 _SECONDS = {"open_timeout": (0.1, 60.0), "read_timeout": (0.1, 60.0), "give_up": (0.0, 1e6)}
 
-_USERINFO = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)\S*@")
-_BARE = re.compile(r"(?<![^\s'\"(/\\])[^\s:/\\@'\"(]+:[^\s/]\S*@")
-_SECRET = re.compile(
-    r"([/?&;][\w.-]*(?:pas|pass\w*|psw|pwd|token|secret|key|auth\w*|user\w*|loginuse|usr|login|sig\w*)=)[^&#;\s]*",
-    re.IGNORECASE,
-)
-
 
 @dataclass(frozen=True)
 class Options:
@@ -68,16 +62,6 @@ class Options:
     give_up_s: float | None = None
     tls_verify: bool = True
     loop: bool = False
-
-
-def redact(text: str) -> str:
-    """Return a text without the user names and passwords of the URLs in it.
-
-    Everything between `://` and the last `@` of the word goes, because people write passwords with `/` and `#` in
-    them. So do the values of keys such as `password=`, `token=` or `user=`, which cameras want in the query or in the
-    path, and `NAME:PASSWORD@` where the scheme was forgotten or mistyped.
-    """
-    return _SECRET.sub(r"\1***", _BARE.sub("***@", _USERINFO.sub(r"\1***@", text)))
 
 
 def split_options(kind: str, text: str) -> tuple[str, Options]:

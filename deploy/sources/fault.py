@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.frames import Cause
-from deploy.sources.address import redact
+from deploy.texts import redact
 from lfd.errors import SourceError
 
 FIXES = {

@@ -10,8 +10,9 @@ from pathlib import Path
 import cv2
 
 from deploy.frames import Frame, VideoInfo
-from deploy.sources.address import FORMS, Options, redact
+from deploy.sources.address import FORMS, Options
 from deploy.sources.capture import Capture
+from deploy.texts import redact
 from lfd.data.film import ends_early
 from lfd.errors import SourceError
 from lfd.preprocess import Image

@@ -8,7 +8,7 @@ from functools import partial
 import cv2
 
 from deploy.frames import Cause
-from deploy.sources.address import Options, Url, redact
+from deploy.sources.address import Options, Url
 from deploy.sources.fault import StreamError
 from deploy.sources.film import FilmSource
 from deploy.sources.live import LiveSource
@@ -17,6 +17,7 @@ from deploy.sources.reconnect import Reconnecting
 from deploy.sources.rtsp import open_capture, open_live
 from deploy.sources.stop import Stop
 from deploy.sources.web import Answer
+from deploy.texts import redact
 
 
 def open_http(address: str, options: Options) -> Reconnecting:

@@ -10,7 +10,8 @@ from pathlib import Path
 import cv2
 
 from deploy.frames import Frame, VideoInfo
-from deploy.sources.address import Options, redact
+from deploy.sources.address import Options
+from deploy.texts import check_name, redact
 from lfd.data.base import read_picture
 from lfd.data.frames import PICTURES, natural
 from lfd.errors import DataError, SourceError
@@ -41,6 +42,8 @@ class PictureSource:
             wanted = "for this name or pattern"
         if not found:
             raise SourceError(f"{redact(address)}: no pictures {wanted}; expected {', '.join(PICTURES)}")
+        for path in found:
+            check_name(str(path))
         self._paths = sorted(found, key=natural)
         first = self._read(self._paths[0])
         self.info = VideoInfo((first.shape[1], first.shape[0]), 0.0, len(self._paths), False)

@@ -240,6 +240,25 @@ def test_a_result_for_a_caller_who_waits_is_never_too_old() -> None:
     assert exchange.next(0) == (0, "a!")
 
 
+@pytest.mark.parametrize(
+    ("now", "wait_s"), [(0.95, None), (0.992, 0.018), (1.0, 0.01), (1.009, 0.001), (1.02, None)], ids=str
+)
+def test_the_next_frame_is_waited_for_when_it_is_due(now: float, wait_s: float | None) -> None:
+    """Frames came every 0.1 s, the last at 0.9: the one due at 1.0 is waited for from 0.99 to 1.01."""
+    clock = Clock()
+    exchange, _ = make(True, True, clock=clock)
+    for step in range(10):
+        clock.now = step / 10
+        exchange.put(0, "a")
+        if step < 9:
+            infer(exchange)
+            assert exchange.next(0) and exchange.next(0) is None, "and the caller is back"
+    clock.now = now
+    assert exchange._ready() == (([], pytest.approx(wait_s)) if wait_s else ([0], None))
+    exchange.put(1, "b")
+    assert exchange._ready() == ([1, 0], None), "not where another stream can be inferred meanwhile"
+
+
 def test_a_closed_lane_stops_its_reader_and_not_the_others() -> None:
     exchange, _ = make(True, False)
     exchange.put(0, "a")

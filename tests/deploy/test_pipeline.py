@@ -163,7 +163,8 @@ def test_a_stage_that_raises_ends_all(spec: ModelSpec, stage: str, live: bool) -
     assert caught.value is cause
     assert time.perf_counter() - begin < SLACK_S
     assert source.closed == 1 and len(sink.complete) == len(other.complete) == 1
-    assert other.complete == [False]
+    given_up = live and type(cause) is SourceError and stage == "source"
+    assert other.complete == [given_up]  # a camera that is lost for good is no reason to throw its film away
 
 
 def test_the_first_cause_wins(spec: ModelSpec) -> None:
@@ -386,12 +387,44 @@ def test_a_slow_stream_does_not_hold_up_another(spec: ModelSpec) -> None:
     assert [stream.shown for stream in summary.streams] == [0, 30]
 
 
-def test_one_failing_stream_ends_all(spec: ModelSpec) -> None:
+def test_a_live_stream_that_is_given_up_ends_alone(spec: ModelSpec) -> None:
+    """What both gave is kept; that one was given up is said when the other has ended."""
+    sinks, first = [ListSink(), ListSink()], threading.Event()
+
+    def second() -> Iterator[int | threading.Event]:
+        yield 0
+        yield first
+        yield from (1, 2)
+
+    class Failing(ScriptSource):
+        def __iter__(self) -> Iterator[Frame | StreamStatus]:
+            yield from super().__iter__()
+            first.set()
+            raise SourceError("given up")
+
+    sources = [Failing([0]), ScriptSource(second(), live=False)]
+    pipeline = Pipeline(FakeSession(spec), [Stream(*pair) for pair in zip(sources, [[s] for s in sinks], strict=True)])
+    with pytest.raises(SourceError, match="given up") as raised:
+        list(pipeline.results())
+    assert pipeline.given_up is raised.value
+    assert [len(sink.frames) for sink in sinks] == [1, 3]
+    assert [sink.complete for sink in sinks] == [[True], [True]] and all(s.closed.is_set() for s in sources)
+    ended = sinks[0].statuses[-1]
+    assert (ended.state, ended.detail) == (State.ENDED, "given up")
+    assert pipeline.summary().shown == 4
+
+
+def test_a_film_that_fails_ends_all(spec: ModelSpec) -> None:
     sinks = [ListSink(), ListSink()]
-    sources = [ScriptSource([0, SourceError("given up")]), ScriptSource([0, threading.Event()])]
-    with pytest.raises(SourceError, match="given up"):
+    sources = [ScriptSource([0, SourceError("damaged")], live=False), ScriptSource([0, threading.Event()])]
+    with pytest.raises(SourceError, match="damaged"):
         run_all(FakeSession(spec), [Stream(*pair) for pair in zip(sources, [[s] for s in sinks], strict=True)])
     assert [sink.complete for sink in sinks] == [[False], [False]] and all(s.closed.is_set() for s in sources)
+
+
+def test_what_a_live_source_passed_over_is_counted_as_dropped(spec: ModelSpec) -> None:
+    summary = run_all(FakeSession(spec), [Stream(ScriptSource([0, 3, 4]), [ListSink()])])
+    assert summary.captured == 5 == summary.shown + summary.dropped and summary.dropped >= 2
 
 
 @pytest.mark.parametrize(

@@ -211,3 +211,19 @@ def test_what_the_system_says() -> None:
     assert memory is not None and 10 < memory < 100_000 and thread_count() >= 1
     with open("/dev/null") as _:  # noqa: PTH123
         assert open_descriptors() == (descriptors or 0) + 1
+
+
+def test_an_outage_too_short_to_be_said_does_not_lengthen_the_next() -> None:
+    clock = Clock()
+    shown, out = console(clock)
+    for after_s, status in ((0, lost), (2, live), (0.2, lost), (0.2, live), (1000, lost), (5, live)):
+        clock.now += after_s
+        shown.tick()
+        shown.status(0, status(clock))
+    said = [line.partition(";")[0] for line in out.getvalue().splitlines()]
+    assert said == [
+        "cam: lost, closed",
+        "cam: live again after 2.0 s",
+        "cam: lost, closed",
+        "cam: live again after 5.0 s",
+    ]

@@ -1,0 +1,36 @@
+"""What people type for sources, sinks and files: made fit to be shown, and held against what libraries can take."""
+
+from __future__ import annotations
+
+import re
+
+from lfd.errors import UsageError
+
+_USERINFO = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)\S*@")
+_BARE = re.compile(r"(?<![^\s'\"(/\\])[^\s:/\\@'\"(]+:[^\s/]\S*@")
+_SECRET = re.compile(
+    r"([/?&;][\w.-]*(?:pas|pass\w*|psw|pwd|token|secret|key|auth\w*|user\w*|loginuse|usr|login|sig\w*)=)[^&#;\s]*",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """Return a text without the user names and passwords of the URLs in it.
+
+    Everything between `://` and the last `@` of the word goes, because people write passwords with `/` and `#` in
+    them. So do the values of keys such as `password=`, `token=` or `user=`, which cameras want in the query or in the
+    path, and `NAME:PASSWORD@` where the scheme was forgotten or mistyped.
+    """
+    return _SECRET.sub(r"\1***", _BARE.sub("***@", _USERINFO.sub(r"\1***@", text)))
+
+
+def check_name(text: str) -> None:
+    """Refuse a text that is no UTF-8: OpenCV and the runtimes end the process on it, or say something else.
+
+    Raises:
+        UsageError: It has such bytes.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{redact(text)!a}: is no UTF-8, expected of every name. Fix: rename it") from error
