@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 CONFIDENCE = 0.99
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
+RATIO_CONFIDENCE = 0.95
+"""Of the interval in which the ratio of two models lies, as of `lfd-bench compare`."""
 
 TOLERANCE = 0.025
 """Medians that differ by less count as equal; more spread or drift than this is worth a warning."""
@@ -158,9 +160,9 @@ class Timing:
 
 
 def _left_out(rounds: int) -> int:
-    """Return how many values may go on either side of a median's interval: P(Binomial(n, 1/2) <= k) <= 0.005."""
+    """Return how many values may go on either side of a median's interval: P(Binomial(n, 1/2) < k) <= 0.025."""
     left_out, tail = -1, 0
-    while (tail := tail + math.comb(rounds, left_out + 1)) <= (1 - CONFIDENCE) / 2 * 2**rounds:
+    while (tail := tail + math.comb(rounds, left_out + 1)) <= (1 - RATIO_CONFIDENCE) / 2 * 2**rounds:
         left_out += 1
     return max(0, left_out)
 
@@ -170,9 +172,8 @@ class Ratio:
     """How many times something is faster, from rounds measured in turns.
 
     The interval is the sign test's for their median, whatever their distribution (Conover, Practical Nonparametric
-    Statistics, 3.2): the narrowest from the k-th smallest to the k-th largest ratio that holds it with 99 % confidence.
-    Of 20 rounds three on either side are left out, so that a disturbed round does not decide; of fewer than eight,
-    which do not earn 99 %, none is.
+    Statistics, 3.2): the narrowest from the k-th smallest to the k-th largest ratio that holds it with 95 % confidence.
+    Of 20 rounds five on either side are left out, so that disturbed rounds do not decide; of fewer than nine none is.
 
     Attributes:
         median: The median of the rounds' ratios.

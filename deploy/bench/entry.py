@@ -27,7 +27,7 @@ from lfd.spec import ModelSpec
 
 FEWEST_ROUNDS, MOST_ROUNDS = 6, 20
 """Turns that the models take; each gives one ratio of student to teacher. Six earn an interval from the smallest to the
-largest only, so that one disturbed round hides a difference; twenty may have three."""
+largest only, so that one disturbed round hides a difference; twenty may have five."""
 MIN_A_ROUND = 5
 """Fewer samples make a round's median, and with it the ratio, a matter of chance."""
 TRIAL = 2

@@ -125,10 +125,10 @@ def test_two_models_are_told_apart_when_no_round_disagrees(ratio: Ratio, decided
     assert ratio.decided is decided
 
 
-@pytest.mark.parametrize(("rounds", "most"), [(6, 20), (20, 3)])
+@pytest.mark.parametrize(("rounds", "most"), [(6, 20), (20, 20)])
 @pytest.mark.parametrize(("apart", "least"), [(1.0, 0), (1.03, 195)])
 def test_three_per_cent_are_told_apart_and_equals_are_not(rounds: int, most: int, apart: float, least: int) -> None:
-    """The machine drifts by 5 % a round, noise is 0.5 %; the sign test errs in 3.1 or 0.26 % of the cases."""
+    """The machine drifts by 5 % a round, noise is 0.5 %; the sign test errs in 3.1 or 4.1 % of the cases."""
     rng = np.random.default_rng(0)
     decided = 0
     for _ in range(200):
@@ -139,19 +139,19 @@ def test_three_per_cent_are_told_apart_and_equals_are_not(rounds: int, most: int
 
 
 def test_a_disturbed_round_of_many_does_not_decide() -> None:
-    slow, fast = [[1.03]] * 17 + [[1.0]] * 3, [[1.0]] * 17 + [[1.3]] * 3
+    slow, fast = [[1.03]] * 15 + [[1.0]] * 5, [[1.0]] * 15 + [[1.3]] * 5
     assert Ratio.paired(slow, fast).decided
     assert not Ratio.paired([*slow[1:], [1.0]], [*fast[1:], [1.3]]).decided
 
 
 @given(st.integers(1, 200))
 def test_the_interval_of_a_ratio_is_the_sign_tests(count: int) -> None:
-    """Against the binomial distribution of scipy: as narrow as 99 % allow, and no narrower."""
+    """Against the binomial distribution of scipy: as narrow as 95 % allow, and no narrower."""
     ratio = Ratio.paired([[float(i)] for i in range(1, count + 1)], [[1.0]] * count)
     out = round(ratio.low) - 1
     assert ratio.high == count - out
-    assert out == 0 or 2 * binom.cdf(out, count, 0.5) <= 0.01
-    assert 2 * binom.cdf(out + 1, count, 0.5) > 0.01
+    assert out == 0 or 2 * binom.cdf(out, count, 0.5) <= 0.05
+    assert 2 * binom.cdf(out + 1, count, 0.5) > 0.05
 
 
 def test_the_scenario_counts_every_round() -> None:
