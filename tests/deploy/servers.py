@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 
 from deploy.frames import Frame, FrameSource, State, StreamStatus
+from deploy.run_summary import open_descriptors
 
 FPS = 30
 CELL, COLUMNS, ROWS = 16, 16, 2
@@ -297,6 +298,18 @@ def serving(command: list[str], env: dict[str, str] | None = None) -> Iterator[S
 
 def http_command() -> list[str]:
     return [sys.executable, __file__, "{port}"]
+
+
+@contextmanager
+def nothing_left_behind(patience_s: float) -> Iterator[None]:
+    """No thread and no descriptor stays behind, once what ends has had its time."""
+    threads, before = set(threading.enumerate()), open_descriptors()
+    yield
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end and (set(threading.enumerate()) - threads or open_descriptors() > before):
+        time.sleep(0.02)
+    assert set(threading.enumerate()) - threads == set()
+    assert open_descriptors() <= before
 
 
 def make_certificate(folder: Path) -> Path:

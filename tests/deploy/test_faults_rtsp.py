@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
-from servers import PASSWORD, QUOTED, Server, Watch, age_ms, make_certificate, serving
+from servers import PASSWORD, QUOTED, Server, Watch, age_ms, make_certificate, nothing_left_behind, serving
 
 from deploy.frames import Cause, State
 from deploy.sources import StreamError, open_source
@@ -50,20 +50,10 @@ def server() -> Iterator[Server]:
         yield running
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 @pytest.fixture(autouse=True)
 def nothing_left(server: Server) -> Iterator[None]:
-    """No thread and no descriptor stays behind."""
-    threads, before = set(threading.enumerate()), descriptors()
-    yield
-    end = time.monotonic() + 5
-    while time.monotonic() < end and (set(threading.enumerate()) - threads or descriptors() > before):
-        time.sleep(0.02)
-    assert set(threading.enumerate()) - threads == set()
-    assert descriptors() <= before
+    with nothing_left_behind(5):
+        yield
 
 
 def url(server: Server, path: str = "live", account: str = "", options: str = FAST) -> str:
