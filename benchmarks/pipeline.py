@@ -1,10 +1,12 @@
 """What the pipeline costs beside the model, and what others cost: a film, frame by frame, in one run.
 
-    python -m benchmarks.pipeline FILM MODEL.onnx [MODEL.onnx ...] [--ultralytics PYTHON] [--rounds 5] [--out FILE]
+    python -m benchmarks.pipeline FILM MODEL.onnx [MODEL.onnx ...] [--threads 1,2] [--ultralytics PYTHON] [--out FILE]
 
 Every case runs over the whole film, from opening it to the finished output, in turns, the order reversed from round to
 round. Each is held against the session alone of its own kind, on frames that are ready: `kept` is the session's time
 over the frame's, and what a case costs outside the model is the difference, in wall and in processor milliseconds.
+A model that takes all cores must share them with decoder, overlay and encoder, whoever calls it; with a thread less the
+rest has a core, and what the pipeline itself costs is seen.
 
 - pipeline: `lfd-run FILM null://`; the same with the overlay painted and nothing written; and with the overlay written
   to an .mp4. The first two also on a 1280x720 copy of the film (mp4v, made on the spot).
@@ -36,6 +38,7 @@ import cv2
 
 from benchmarks.rivals.opencv_loop import default_run, loop
 from benchmarks.rivals.predict_client import Ultralytics
+from deploy.bench.request import whole_numbers
 from deploy.environment import Environment
 from deploy.frames import Frame, FrameSink, StreamStatus
 from deploy.overlay import Overlay
@@ -259,8 +262,10 @@ def measure(model: Path, film: str, rounds: int, threads: int, python: Path | No
             found.append(one_round(cases, index % 2 == 1))
             print(f"{model.name}: round {index + 1} of {rounds}", flush=True)
         summary = summarise({name: case.alone for name, case in cases.items()}, found)
-        print(f"\n{model.name}, {session.build.backend}\n\n{markdown(summary)}\n", flush=True)
+        asked = f"{threads or 'default'} threads"
+        print(f"\n{model.name}, {session.build.backend}, {asked}\n\n{markdown(summary)}\n", flush=True)
         return {
+            "threads_asked": threads,
             "model": session.spec.model,
             "model_size_hw": session.spec.preprocess.size_hw,
             "build": asdict(session.build),
@@ -274,22 +279,23 @@ def measure(model: Path, film: str, rounds: int, threads: int, python: Path | No
 @click.argument("film", type=click.Path(exists=True, dir_okay=False))
 @click.argument("models", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(0), default=0, help="Of a session; 0 is the runtime's own choice.")
+@click.option("--threads", default="0", show_default=True, help="Of a session, N,N,... in turn; 0: one a core.")
 @click.option("--ultralytics", type=click.Path(path_type=Path), help="The python of an environment that has it.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON to write.")
 @guarded
 def main(
-    film: str, models: tuple[Path, ...], rounds: int, threads: int, ultralytics: Path | None, out: Path | None
+    film: str, models: tuple[Path, ...], rounds: int, threads: str, ultralytics: Path | None, out: Path | None
 ) -> None:
     """Measure FILM on each of the MODELS, print a Markdown table each and, with --out, write the JSON."""
     load_before = os.getloadavg()[0]
+    counts = whole_numbers(threads, "--threads", 0, 1024)
     record = {
-        "schema": 2,
+        "schema": 3,
         "what": "a film to null://, painted, and to a film, against the session alone on its frames, in turns",
         "film": Path(film).name,
         "load_average_before": load_before,
-        "models": [measure(model, film, rounds, threads, ultralytics) for model in models],
-        "environment": asdict(Environment.here(threads)),
+        "models": [measure(model, film, rounds, count, ultralytics) for model in models for count in counts],
+        "environment": asdict(Environment.here(0)),
     }
     if out:
         write_json(out, record)

@@ -83,17 +83,18 @@ class DeployGraph(nn.Module):
         order = [2, 1, 0] if self.flip else [0, 1, 2]
         self.folded = _fold(self.network, preprocess, order)
         mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
-        self.register_buffer("mean", (255 * mean)[order].view(1, 1, 1, 3))
-        self.register_buffer("scale", 1 / (255 * std)[order].view(1, 1, 1, 3))
+        self.register_buffer("mean", (255 * mean)[order].view(1, 3, 1, 1))
+        self.register_buffer("scale", 1 / (255 * std)[order].view(1, 3, 1, 1))
 
     def forward(self, frame: Tensor) -> Tensor:
         """Return the class map, or the logits, at the frame's size."""
-        pixels = frame.float() - self.mean
+        # The mean comes off behind the transpose: three numbers at a time, along the last axis, take 20 times as long.
+        pixels = frame.float().permute(0, 3, 1, 2) - self.mean
         if not self.folded:
             pixels = pixels * self.scale
             if self.flip:  # by slices: an index would become GatherND
-                pixels = torch.cat([pixels[..., 2:], pixels[..., 1:2], pixels[..., :1]], -1)
-        logits: Tensor = self.network(pixels.permute(0, 3, 1, 2))["out"]
+                pixels = torch.cat([pixels[:, 2:], pixels[:, 1:2], pixels[:, :1]], 1)
+        logits: Tensor = self.network(pixels)["out"]
         full = F.interpolate(logits, self.size_hw, mode="bilinear", align_corners=self.align_corners)
         if self.output == "logits":
             return full

@@ -23,7 +23,7 @@ NO_LABELS = Labels(("unlabelled",), ((0, 0, 0),))
 """Of pictures that only give frames."""
 
 
-def _whole_numbers(text: str, option: str, low: int, high: int) -> tuple[int, ...]:
+def whole_numbers(text: str, option: str, low: int, high: int) -> tuple[int, ...]:
     """Read "1,2,4".
 
     Raises:
@@ -75,8 +75,8 @@ def make_settings(
     offline, streams = _scenarios(scenario)
     if batch is not None and not offline:
         raise UsageError(f"--batch {batch!r} has no use without --scenario offline")
-    counts = _whole_numbers(threads, "--threads", 0, 1024)
-    batches = _whole_numbers(batch or "1", "--batch", 1, 4096) if offline else ()
+    counts = whole_numbers(threads, "--threads", 0, 1024)
+    batches = whole_numbers(batch or "1", "--batch", 1, 4096) if offline else ()
     sizes = tuple(dict.fromkeys(parse_size(part.strip()) for part in size.split(","))) if size else ()
     return Settings(seconds, counts[0], max_images, backend, batches, streams, counts[1:], sizes)
 
