@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -38,6 +39,8 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path, threads: int = 0, precision: Literal["f32", "bf16"] = "f32") -> None:
+        # Importing OpenVINO reports to its maker, through a module that it does without where there is none.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         self._openvino = openvino = require("openvino", "openvino")
         try:
             # By the ONNX reader alone: `read_model` tries them all, takes OpenVINO's own format under any name,
