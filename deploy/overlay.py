@@ -133,16 +133,7 @@ class Overlay:
         self._painted_ns = None  # the pause is not the model's pace
         text = describe_loss(status, now, self._heard_ns)
         if self._stale is None or self._stale[0] != text:
-            picture = self._last[1]
-            grey = np.full_like(picture, PANEL)
-            stale = np.asarray(cv2.addWeighted(picture, STALE, grey, 1.0 - STALE, 0.0, dst=grey), dtype=np.uint8)
-            row = max(self._row, picture.shape[0] // 18)
-            while row > 6 and _text_width(text, row) + row > picture.shape[1]:
-                row -= 1
-            banner = np.full((2 * row, picture.shape[1], 3), ALERT, np.uint8)
-            _draw(banner, text, max(0, (picture.shape[1] - _text_width(text, row)) // 2), row // 2, row)
-            _lay(stale, banner, max(0, (picture.shape[0] - banner.shape[0]) // 2), 0)
-            self._stale = (text, stale)
+            self._stale = (text, mark_stale(self._last[1], text))
         return self._stale[1]
 
     def _fit(self, height: int, width: int) -> None:
@@ -164,8 +155,27 @@ class Overlay:
         self._painted_ns = now
         rate = f"{1e3 / self._period_ms:.1f}" if self._period_ms > 0 else "-"
         text = f"{rate} fps   {(now - frame.captured_ns) / 1e6:.0f} ms"
-        label = render_text(text, self._row)
+        label = _render_text(text, self._row)
         _lay(picture, label, max(0, picture.shape[0] - label.shape[0]), 0)
+
+
+def mark_stale(picture: Image, why: str) -> Image:
+    """Return a picture greyed, with a banner.
+
+    Args:
+        picture: (H, W, 3) BGR uint8; it stays as it is.
+        why: The banner's text, as large as fits into the picture's width.
+    """
+    grey = np.full_like(picture, PANEL)
+    stale = np.asarray(cv2.addWeighted(picture, STALE, grey, 1.0 - STALE, 0.0, dst=grey), dtype=np.uint8)
+    height, width = picture.shape[:2]
+    row = max(MIN_ROW, height // 18)
+    while row > 6 and _text_width(why, row) + row > width:
+        row -= 1
+    banner = np.full((2 * row, width, 3), ALERT, np.uint8)
+    _draw(banner, why, max(0, (width - _text_width(why, row)) // 2), row // 2, row)
+    _lay(stale, banner, max(0, (height - banner.shape[0]) // 2), 0)
+    return stale
 
 
 def describe_loss(status: StreamStatus, now_ns: int, heard_ns: int) -> str:
@@ -202,7 +212,7 @@ def _panel(height: int, width: int) -> Image:
     return np.full((height, width, 3), PANEL, np.uint8)
 
 
-def render_text(text: str, row: int) -> Image:
+def _render_text(text: str, row: int) -> Image:
     """Return a panel with one line of text, (row, w, 3) BGR uint8."""
     panel = _panel(row, _text_width(text, row) + row)
     _draw(panel, text, row // 2, 0, row)

@@ -66,7 +66,7 @@ def application(site: Site, gallery: Gallery, counts: Callable[[], dict[str, int
     }
     return Application(
         [(path, answer, shared) for path, answer in answers.items()],
-        default_handler_class=_Nothing,
+        default_handler_class=_Answer,
         default_handler_args=shared,
         log_function=lambda handler: None,  # its lines would hold tokens
     )
@@ -81,7 +81,7 @@ class _RefusedError(HTTPError):
 
 
 class _Answer(RequestHandler):
-    """What all answers have in common."""
+    """What all answers have in common; by itself, that there is nothing here."""
 
     def initialize(self, site: Site, gallery: Gallery, counts: Callable[[], dict[str, int]]) -> None:
         self.site, self.gallery, self.counts = site, gallery, counts
@@ -96,12 +96,26 @@ class _Answer(RequestHandler):
     def prepare(self) -> None:
         headers = self.request.headers
         hosts = headers.get_list("Host")
-        if len(hosts) != 1 or not is_own(hosts[0], self.site.names):
-            raise _RefusedError(421, "no such host here; expected an address of this machine, or its name")
+        # Who has the token may come by any name, such as a proxy's; without one, the name tells friend from foe.
+        if not self.site.token and (len(hosts) != 1 or not is_own(hosts[0], self.site.names)):
+            raise _RefusedError(
+                421,
+                "no such host here; expected an address of this machine, or its name. "
+                "Fix: to use another name, give the page a token",
+            )
         if headers.get("Sec-Fetch-Site") == "cross-site" and headers.get("Sec-Fetch-Mode") != "navigate":
             raise _RefusedError(403, "asked for by another site's page")
         if self.site.token and not is_right(self._tokens(), self.site.token):
-            raise _RefusedError(401, "a token is needed; open the address that lfd-run has printed")
+            raise _RefusedError(
+                401, "a token is needed; open the address that lfd-run has printed, or this page with ?token=YOURS"
+            )
+
+    async def get(self) -> None:
+        raise HTTPError(404)
+
+    async def head(self) -> None:
+        """Answer as to GET; Tornado leaves the body out."""
+        await self.get()
 
     @property
     def cookie(self) -> str:
@@ -141,12 +155,15 @@ class _Answer(RequestHandler):
 
     async def leave(self, leaving: Awaitable[None]) -> None:
         """Wait until what was written has left; cut the viewer off who does not take it."""
-        done, _ = await asyncio.wait({asyncio.ensure_future(leaving)}, timeout=WRITE_S)
+        written = asyncio.ensure_future(leaving)
+        done, _ = await asyncio.wait({written}, timeout=WRITE_S)
         if not done:
+            self.gone = True
             self.request.connection.stream.close()  # type: ignore[union-attr]  # an HTTP1Connection has one
-        for future in done:
+            done, _ = await asyncio.wait({written}, timeout=1.0)  # Tornado stumbles over a write that comes before
+        if done:
             with contextlib.suppress(StreamClosedError):
-                future.result()
+                written.result()
 
     def compute_etag(self) -> None:
         """Return none: what is answered is new each time."""
@@ -158,6 +175,8 @@ class _Answer(RequestHandler):
         error = details.get("exc_info", (None, None))[1]
         if status_code == 401:
             self.set_header("WWW-Authenticate", "Bearer")
+        if status_code == 405:
+            self.set_header("Allow", "GET, HEAD")
         text = error.text if isinstance(error, _RefusedError) else self._reason
         # Tornado does not wait for this; who asks much and reads nothing is cut off here too.
         self._refusal = asyncio.ensure_future(self.leave(self.finish(f"{text}\n")))
@@ -170,14 +189,6 @@ class _Answer(RequestHandler):
             _LOG.error("an answer failed", exc_info=value)
 
 
-class _Nothing(_Answer):
-    """Every other path."""
-
-    def prepare(self) -> None:
-        super().prepare()
-        raise HTTPError(404)
-
-
 class _Root(_Answer):
     """The page. Opened with a token, it gives a cookie for it, so that the token leaves the address bar."""
 
@@ -186,7 +197,7 @@ class _Root(_Answer):
             # Lax: Strict would hold the cookie back where the address is opened from a message or a page.
             self.set_cookie(self.cookie, self.site.token, httponly=True, samesite="Lax")
             self.set_status(303)
-            self.set_header("Location", "/")
+            self.set_header("Location", "./")  # relative, as all of the page's: a proxy may have it in a folder
             await self.leave(self.finish())
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
@@ -242,10 +253,14 @@ class _Snapshot(_Pictures):
 
 
 class _Stream(_Pictures):
+    async def head(self) -> None:
+        self._begin()
+        await self.leave(self.flush())  # before `finish` could say that the length is 0
+        await self.leave(self.finish())
+
     async def get(self) -> None:
-        view, picture = self.view(), None
+        view, picture = self._begin(), None
         with self.viewing(view):
-            self.set_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
             self.write(f"--{BOUNDARY}\r\n")
             while not self.gone and not self.gallery.closed:
                 picture = await self.gallery.next(view, picture.number if picture else 0, WAIT_S) or picture
@@ -255,6 +270,10 @@ class _Stream(_Pictures):
                     self.write(picture.data)
                     self.write(f"\r\n--{BOUNDARY}\r\n")
                 await self.leave(self.flush())
+
+    def _begin(self) -> View:
+        self.set_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+        return self.view()
 
 
 class _Stats(_Answer):

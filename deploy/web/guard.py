@@ -43,6 +43,19 @@ def own_names(host: str) -> frozenset[str]:
     return frozenset({"localhost", host.lower(), machine, f"{machine}.local"})
 
 
+def own_address() -> str:
+    """Return the address by which other machines most likely reach this one; its name where it has no network.
+
+    It is the one from which a packet to elsewhere would leave; none is sent. Few names are known beyond their machine.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address that RFC 5737 keeps for examples
+        except OSError:
+            return socket.gethostname()
+        return str(probe.getsockname()[0])
+
+
 def is_own(header: str, names: frozenset[str]) -> bool:
     """Tell whether a Host header is an address or one of our own names.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deploy.frames import State, StreamStatus
+from deploy.frames import Cause, State, StreamStatus
 from deploy.run_summary import resident_mb
 from deploy.stats import StatsSnapshot
 from deploy.timing import Percentiles
@@ -23,7 +23,7 @@ RECENT = 1000
 """Latencies over which percentiles are taken."""
 BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 OVERDUE_S = 10.0
-"""A stream that is said to live and gives nothing for so long is not healthy."""
+"""A stream that is said to live and gives nothing for so long is not healthy, unless it is as slow as that."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Numbers:
         self._lock = threading.Lock()
         self._begin = clock()
         self._frame_at: float | None = None
+        self._frame_ns, self._gap_s = 0, 0.0
         self._status = StreamStatus(State.LIVE, monotonic_ns())
         self._losses: Counter[str] = Counter()
         self._recent: deque[float] = deque(maxlen=RECENT)
@@ -82,9 +83,11 @@ class Numbers:
     def frame(self, captured_ns: int) -> float:
         """Count a frame; return the Unix time of its capture."""
         with self._lock:
-            now, age_ns = self._clock(), self._monotonic_ns() - captured_ns
+            now, now_ns = self._clock(), self._monotonic_ns()
+            age_ns = now_ns - captured_ns
             self._turn(now)
-            self._frame_at = now
+            self._gap_s = (now_ns - self._frame_ns) / 1e9 if self._frame_at is not None else 0.0
+            self._frame_at, self._frame_ns = now, now_ns
             self._in_second.append(age_ns / 1e6)
             self._recent.append(age_ns / 1e6)
             self._buckets[bisect_left(BUCKETS_S, age_ns / 1e9)] += 1
@@ -114,12 +117,13 @@ class Numbers:
     def unhealthy(self) -> str:
         """Return why no pictures come; "" while they do."""
         with self._lock:
-            now, at, status = self._clock(), self._frame_at, self._status
+            at, gap_s, status = self._frame_at, self._gap_s, self._status
+            age_s = (self._monotonic_ns() - self._frame_ns) / 1e9  # clocks of the day jump
         if status.state is not State.LIVE:
             return f"{status.state.value}: {status.cause.value}" if status.cause else status.state.value
         if at is None:
             return "no picture yet"
-        return f"no picture for {now - at:.0f} s" if now - at > OVERDUE_S else ""
+        return f"no picture for {age_s:.0f} s" if age_s > max(OVERDUE_S, 3 * gap_s) else ""
 
     def record(self, history_s: int, server: Mapping[str, int]) -> dict[str, Any]:
         """Return everything for `/stats.json`.
@@ -129,30 +133,31 @@ class Numbers:
             server: What the server has counted.
         """
         run = self._snapshot()
-        with self._lock:
-            now, status = self._clock(), self._status
-            latency = Percentiles.of(self._recent)
-            return {
-                "schema": SCHEMA,
-                **self._about,
-                "time": round(now, 3),
-                "uptime_s": round(now - self._begin, 1),
-                "state": status.state.value,
-                "cause": status.cause.value if status.cause else None,
-                "detail": status.detail,
-                "state_for_s": round((self._monotonic_ns() - status.since_ns) / 1e9, 1),
-                "captured": run.captured,
-                "shown": run.shown,
-                "dropped": run.dropped_late,
-                "reconnects": run.reconnects,
-                "losses": dict(self._losses),
-                "fps": round(run.fps, 2),
-                "infer_ms": None if run.infer_ms is None else round(run.infer_ms, 2),
-                "latency": None if latency is None else {k: _round(v) for k, v in asdict(latency).items()},
-                "frame_age_s": None if self._frame_at is None else round(now - self._frame_at, 1),
-                "server": dict(server),
-                "history": [asdict(second) for second in list(self._seconds)[-history_s:]] if history_s else [],
-            }
+        with self._lock:  # the run waits for it: what takes time comes after
+            now, at, status, losses = self._clock(), self._frame_at, self._status, dict(self._losses)
+            recent, seconds = list(self._recent), list(self._seconds)
+        latency = Percentiles.of(recent)
+        return {
+            "schema": SCHEMA,
+            **self._about,
+            "time": round(now, 3),
+            "uptime_s": round(now - self._begin, 1),
+            "state": status.state.value,
+            "cause": status.cause.value if status.cause else None,
+            "detail": status.detail,
+            "state_for_s": round((self._monotonic_ns() - status.since_ns) / 1e9, 1),
+            "captured": run.captured,
+            "shown": run.shown,
+            "dropped": run.dropped_late,
+            "reconnects": run.reconnects,
+            "losses": losses,
+            "fps": round(run.fps, 2),
+            "infer_ms": _round(run.infer_ms),
+            "latency": None if latency is None else {k: _round(v) for k, v in asdict(latency).items()},
+            "frame_age_s": None if at is None else round(now - at, 1),
+            "server": dict(server),
+            "history": [asdict(second) for second in seconds[-history_s:]] if history_s else [],
+        }
 
     def metrics(self, server: Mapping[str, int], encoded: Mapping[str, int]) -> str:
         """Return everything in Prometheus's text format, 0.0.4.
@@ -164,7 +169,8 @@ class Numbers:
         run, memory = self._snapshot(), resident_mb()
         with self._lock:
             buckets, latency_s, state = self._buckets[:], self._latency_s, self._status.state
-            losses, frame_at = dict(self._losses), self._frame_at
+            # Each cause from the start: Prometheus sees no rise of a series that begins with its first loss.
+            losses, frame_at = dict.fromkeys((cause.value for cause in Cause), 0) | self._losses, self._frame_at
         info = {k: v for k, v in self._about.items() if isinstance(v, str) and v}
         lines = [
             *_metric("lfd_run_info", "gauge", "What runs, as labels.", [(info, 1)]),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from deploy.overlay import PANEL, STALE, blend, render_text
+from deploy.overlay import blend, mark_stale
 from lfd.config import among
 from lfd.errors import LfdError, UsageError, unknown
 from lfd.picture import palette
@@ -124,7 +124,7 @@ class Encoder:
         if view == LAYERS:
             return self._layers(shot)
         picture = self._compose(shot, view)
-        return self._jpeg(_greyed(picture, shot.stale) if shot.stale else picture)
+        return self._jpeg(mark_stale(picture, shot.stale) if shot.stale else picture)
 
     def _layers(self, shot: Shot) -> bytes:
         """Frame and class map, in a format that browsers read by themselves (RFC 7578).
@@ -163,18 +163,6 @@ class Encoder:
 
     def _jpeg(self, picture: Image) -> bytes:
         return cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, self._quality))[1].tobytes()
-
-
-def _greyed(picture: Image, why: str) -> Image:
-    """Return the picture as the overlay shows a stale one: greyed, and with a line that says why."""
-    grey = np.asarray(cv2.addWeighted(picture, STALE, np.full_like(picture, PANEL), 1 - STALE, 0.0), np.uint8)
-    row = max(12, picture.shape[0] // 18)
-    while row > 6 and render_text(why, row).shape[1] > picture.shape[1]:
-        row -= 1
-    banner = render_text(why, row)[: picture.shape[0], : picture.shape[1]]
-    top, left = (grey.shape[0] - banner.shape[0]) // 2, (grey.shape[1] - banner.shape[1]) // 2
-    grey[top : top + banner.shape[0], left : left + banner.shape[1]] = banner
-    return grey
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ SEND_BUFFER = 1 << 18
 IDLE_S = 15.0
 """Seconds for the headers of a request, and between two requests of a connection."""
 STOP_S = 3.0
+REST_S = 0.1
 REFUSED_S = 1.0
 """How long a refused connection stays open for its answer to be read."""
 _LIMITS: dict[str, Any] = {
@@ -42,11 +44,27 @@ _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nX-Content-Type-Options: nosniff\r\n"
     b"Retry-After: 5\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_BUSY), _BUSY)
 )
+_HOSTS = "Fix: 127.0.0.1 for this machine only, 0.0.0.0 for all networks"
 _FIXES = {
     errno.EADDRINUSE: "the port is taken. Fix: end the program that listens there, or choose another port",
-    errno.EADDRNOTAVAIL: "no address of this machine. Fix: 127.0.0.1 for this machine only, 0.0.0.0 for all networks",
+    errno.EADDRNOTAVAIL: f"no address of this machine. {_HOSTS}",
+    errno.EAFNOSUPPORT: f"no address of this machine. {_HOSTS}",
+    errno.EINVAL: f"no address to listen on. {_HOSTS}",  # one of IPv6 that each network has
     errno.EACCES: "the port is not allowed. Fix: choose one from 1024 on",
 }
+
+
+class _Listening(socket.socket):
+    """Rests where no descriptor is left for a connection: that fails again at once, a thousand times a second."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            time.sleep(REST_S)  # of the server's own thread
+            raise BlockingIOError from error
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -59,24 +77,32 @@ def listen(host: str, port: int) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise SinkError(
-            f"{name}: no such host. Fix: 127.0.0.1 for this machine only, 0.0.0.0 for all networks"
-        ) from error
+        raise SinkError(f"{name}: no such host. {_HOSTS}") from error
+    both = host == "::" and socket.has_dualstack_ipv6()  # all networks are those of IPv4 too
     made: list[socket.socket] = []
+    absent: OSError | None = None
     for family, _, _, _, address in dict.fromkeys(found):
         try:
             # A name may have an address a family; all have the port that the first was given.
             free = made[0].getsockname()[1] if made else port
-            made.append(socket.create_server((address[0], free), family=family, backlog=128))
+            bound = socket.create_server((address[0], free), family=family, backlog=128, dualstack_ipv6=both)
+            made.append(_Listening(fileno=bound.detach()))
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL and made:
-                continue  # localhost is ::1 too, also where there is no IPv6
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                absent = error  # localhost is ::1 too, also where there is no IPv6
+                continue
             for one in made:
                 one.close()
-            code = error.errno or 0
-            raise SinkError(f"{name}: {_FIXES.get(code, f'cannot be listened on ({os.strerror(code)})')}") from error
+            raise _no_use(name, error) from error
         made[-1].setblocking(False)
+    if not made and absent is not None:
+        raise _no_use(name, absent) from absent
     return made
+
+
+def _no_use(name: str, error: OSError) -> SinkError:
+    code = error.errno or 0
+    return SinkError(f"{name}: {_FIXES.get(code, f'cannot be listened on ({os.strerror(code)})')}")
 
 
 class Server:
@@ -150,9 +176,10 @@ class _Listener(HTTPServer):
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         if self._open < MAX_CONNECTIONS:
-            self._open += 1
+            with contextlib.suppress(OSError):  # who has gone already: reading the request will tell
+                stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             stream.set_nodelay(True)
-            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            self._open += 1
             super().handle_stream(stream, address)
             return
         self._refused += 1
@@ -161,9 +188,10 @@ class _Listener(HTTPServer):
             return
         # Closed at once, its request unread, the connection would be reset and the answer lost.
         self._leaving.add(stream)
-        stream.write(_REFUSAL)
-        stream.socket.shutdown(socket.SHUT_WR)
         asyncio.get_running_loop().call_later(REFUSED_S, self._leave, stream)
+        with contextlib.suppress(OSError):  # who has gone already needs no answer
+            stream.socket.send(_REFUSAL)  # a new connection's buffer takes it whole
+            stream.socket.shutdown(socket.SHUT_WR)
 
     def _leave(self, stream: IOStream) -> None:
         self._leaving.discard(stream)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ from deploy.overlay import describe_loss
 from deploy.reader import Pace
 from deploy.stats import StatsSnapshot
 from deploy.web.answers import Site
-from deploy.web.guard import is_loopback, new_token, own_names
+from deploy.web.guard import is_loopback, new_token, own_address, own_names
 from deploy.web.numbers import Numbers
 from deploy.web.page import Page
 from deploy.web.pictures import Encoder, Shot
@@ -76,7 +75,7 @@ class WebSink:
         self._last: Shot | None = None
         self._status: StreamStatus | None = None
         self._heard_ns = 0
-        host = socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104
+        host = own_address() if host in ("0.0.0.0", "::") else host  # noqa: S104
         address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
         say(f"page: {address}?token={token}" if made else f"page: {address}{' with your token' if token else ''}")
 

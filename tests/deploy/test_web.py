@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import socket
 import threading
 import time
@@ -25,7 +27,9 @@ from deploy.sinks import check_outputs, open_sink
 from deploy.sinks.options import parse_sink
 from deploy.sources import open_source
 from deploy.web.numbers import BUCKETS_S, Numbers
+from deploy.web.page import ASSETS
 from deploy.web.pictures import MAX_VIEWS, Encoder, Shot, View, parse_view
+from deploy.web.server import listen
 from lfd.errors import MissingDependencyError, SinkError, UsageError
 from lfd.picture import palette
 
@@ -142,10 +146,14 @@ def test_prometheus_reads_the_metrics() -> None:
     assert latency.type == "histogram" and by_name["lfd_frame_latency_seconds_count"] == 4
     counts = [s.value for s in latency.samples if s.name.endswith("_bucket")]
     assert counts == sorted(counts) and counts[-1] == 4 and len(counts) == len(BUCKETS_S) + 1
-    assert families["lfd_losses"].samples[0].labels == {"cause": "timed out"}
+    losses = {sample.labels["cause"]: sample.value for sample in families["lfd_losses"].samples}
+    assert losses == {cause.value: float(cause is Cause.TIMED_OUT) for cause in Cause}
     assert families["lfd_pictures_encoded"].samples[0].labels == {"view": "overlay"}
     assert families["lfd_run_info"].samples[0].labels == {"model": "tiny", "backend": "fake", "source": "street:"}
     assert all(family.documentation and family.type != "unknown" for family in families.values())
+    for name, kind in re.findall("^# TYPE (.*) (.*)$", body.decode(), re.MULTILINE):  # the rules of promtool
+        assert re.fullmatch("(lfd|process)(_[a-z]+)+", name) and (kind == "counter") == name.endswith("_total")
+        assert not re.search("_(ms|milliseconds|minutes|mb|kilobytes|percent|counter|gauge|histogram)(_|$)", name)
 
 
 class Clock:
@@ -206,6 +214,24 @@ def test_health_is_of_the_pictures() -> None:
     assert numbers.unhealthy() == ""
     clock.s += 30
     assert numbers.unhealthy() == "no picture for 30 s"
+    numbers.frame(round(clock.s * 1e9))
+    clock.s += 60  # as with --fps 0.03
+    assert numbers.unhealthy() == ""
+    clock.s += 60
+    assert numbers.unhealthy() == "no picture for 120 s"
+
+
+def test_health_does_not_mind_a_clock_that_is_set() -> None:
+    clock = Clock()
+    day = [1e9]
+    numbers = Numbers({}, lambda: STATS, lambda: day[0], lambda: round(clock.s * 1e9))
+    numbers.frame(round(clock.s * 1e9))
+    for jump in (7200, -7200):
+        day[0] += jump
+        assert numbers.unhealthy() == ""
+    day[0] -= 7200
+    clock.s += 11
+    assert numbers.unhealthy() == "no picture for 11 s"
 
 
 # Stale pictures.
@@ -350,6 +376,27 @@ def test_equal_pictures_are_one_view() -> None:
     assert parse_view({"classes": "sky,road"}, LABELS, 0.5) == View("overlay", 50, frozenset({2, 3}))
 
 
+# The page's colours.
+
+
+def luminance(color: str) -> float:
+    """Return WCAG 2's relative luminance of #rrggbb."""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_contrast(theme: str) -> None:
+    style = (ASSETS / "page.css").read_text().split("*", 1)[0]
+    light, dark = (dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", part)) for part in style.split("@media"))
+    found = light if theme == "light" else dark
+    pairs = [(text, ground) for text in ("ink", "soft", "accent", "good", "bad") for ground in ("bg", "card")]
+    for text, ground in [*pairs, ("on-accent", "accent")]:
+        low, high = sorted((luminance(found[text]), luminance(found[ground])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)  # WCAG 2.2, 1.4.3
+
+
 # From start to end.
 
 
@@ -399,8 +446,41 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded() -> None:
     ("host", "match"), [("192.0.2.7", "no address of this machine"), ("no-such-host.invalid", "no such host")]
 )
 def test_a_host_that_is_none_of_ours(host: str, match: str) -> None:
-    with pytest.raises(SinkError, match=match):
+    with pytest.raises(SinkError, match=rf"{match}\. Fix: 127\.0\.0\.1 for this machine only"):
         check_outputs([f"http://{host}:8080"], ["0"], None, False)
+
+
+@pytest.mark.parametrize("code", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT])
+def test_localhost_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    create = socket.create_server
+
+    def without(address: tuple[str, int], *, family: int, **options: object) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(code, "")
+        return create(address, family=family, **options)  # type: ignore[arg-type]
+
+    both = [(socket.AF_INET6, 1, 6, "", ("::1", 0, 0, 0)), (socket.AF_INET, 1, 6, "", ("127.0.0.1", 0))]
+    monkeypatch.setattr(socket, "create_server", without)
+    for found in (both, both[::-1]):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=found, **__: found)
+        (made,) = listen("localhost", 0)
+        assert made.getsockname()[0] == "127.0.0.1"
+        made.close()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both[:1])
+    with pytest.raises(SinkError, match="no address of this machine"):
+        listen("::1", 0)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6")
+def test_all_networks_of_ipv6_are_those_of_ipv4_too() -> None:
+    with page("::", token="x" * 16) as found:
+        found.write()
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, found.sink.port), timeout=5) as client:
+                client.sendall(
+                    b"GET /healthz HTTP/1.1\r\nHost: any\r\nAuthorization: Bearer " + b"x" * 16 + b"\r\n\r\n"
+                )
+                assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_without_the_library_the_fix_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from doubles import lost
 from web_doubles import BROWSER, Tab, browse, page
+
+from lfd.spec import Labels
 
 pytestmark = [BROWSER, pytest.mark.slow]
 
@@ -88,6 +91,7 @@ def test_what_was_chosen_stays_in_the_address() -> None:
 @pytest.mark.parametrize("width", [360, 1280])
 def test_it_fits(width: int) -> None:
     with page(size_hw=(270, 480)) as found:
+        found.age_ns = 1_700_000_000
         found.start()
 
         async def look(tab: Tab) -> None:
@@ -100,6 +104,12 @@ def test_it_fits(width: int) -> None:
                 "innerWidth + 1).map((e) => e.tagName + e.id)"
             )
             assert outside == []
+            cut = await tab.ask(
+                "(({left, right}) => [...document.querySelectorAll('#graph text')].filter((e) => "
+                "e.getBoundingClientRect().left < left || e.getBoundingClientRect().right > right)"
+                ".map((e) => e.textContent))(document.getElementById('graph').getBoundingClientRect())"
+            )
+            assert cut == []
             small = await tab.ask(
                 "[...document.querySelectorAll('button, .views span, #legend label')]"
                 ".filter((e) => e.getBoundingClientRect().height < 24).map((e) => e.textContent)"
@@ -135,7 +145,7 @@ def test_stale_pictures_are_marked_and_come_back() -> None:
             found.stop()
             found.tell(lost())
             await tab.until("document.getElementById('banner').textContent.startsWith('no signal for')")
-            assert await tab.ask("document.getElementById('stage').classList.contains('stale')")
+            assert await tab.ask("document.body.classList.contains('stale')")
             await tab.until("document.getElementById('state').textContent === 'lost: timed out'")
             number = await tab.ask(NUMBER)
             found.start()
@@ -143,6 +153,92 @@ def test_stale_pictures_are_marked_and_come_back() -> None:
             found.close()
             await tab.until("document.getElementById('banner').textContent === 'no answer from lfd-run'")
             await asyncio.sleep(0.1)
+
+        browse(look)
+
+
+LEGEND = "[...document.querySelectorAll('#legend span')].map((name) => name.textContent)"
+
+
+def test_names_of_a_hostile_model_are_text() -> None:
+    names = (
+        "<script>document.title = 'x'</script>",
+        '"><img src=x onerror=alert(1)>',
+        "__proto__",
+        "W" * 64,
+        "a,b&c=#",
+    )
+    with page(labels=Labels(names, ((1, 2, 3),) * 5)) as found:
+        found.start()
+
+        async def look(tab: Tab) -> None:
+            await tab.open(f"{found.url}/#off=2", 360)
+            await tab.until(f"{NUMBER} > 2 && document.querySelectorAll('#legend input').length === 5")
+            assert await tab.ask(LEGEND) == list(names)
+            assert await tab.ask("document.querySelectorAll('#legend script, #legend img').length") == 0
+            assert await tab.ask("document.documentElement.scrollWidth") <= 360
+            assert not tab.problems
+
+        browse(look)
+
+
+def test_the_class_under_the_pointer_has_a_name() -> None:
+    with page() as found:
+        found.start()
+
+        async def look(tab: Tab, view: str) -> None:
+            await tab.open(f"{found.url}/#view={view}")
+            await ready(tab)
+            left, top, width, height = await tab.ask(
+                "(({left, top, width, height}) => [left, top, width, height])"
+                "(document.getElementById('canvas').getBoundingClientRect())"
+            )
+            for x, y, name in ((0.1, 0.1, "sky"), (0.9, 0.97, "road")):
+                await tab.move(round(left + x * width), round(top + y * height))
+                assert await tab.ask("document.getElementById('pointed').textContent") == name
+            await tab.move(round(left + width / 2), round(top + height + 100))
+            assert await tab.ask("document.getElementById('pointed').hidden")
+
+        browse(partial(look, view="overlay"), partial(look, view="side"))
+
+
+def test_another_size_and_another_run() -> None:
+    with page() as first:
+        first.start()
+
+        async def look(tab: Tab) -> None:
+            await tab.open(first.url)
+            await ready(tab)
+            first.stop()
+            first.size_hw = (120, 200)
+            first.start()
+            await tab.until("document.getElementById('canvas').width === 200")
+            await tab.until("/200 . 120/.test(document.getElementById('run').textContent)")
+            first.close()
+            with page(port=first.sink.port, labels=Labels(("grass", "tree"), ((0, 255, 0), (0, 99, 0)))) as second:
+                second.start()
+                await tab.until(f"({LEGEND}).join() === 'grass,tree'")
+                await tab.until("document.getElementById('canvas').width === 160")
+                sky = await tab.ask(PIXEL.format(x=5, y=5))
+                assert near(sky, (0, 128, 100)), sky  # half of the frame's blue and of grass
+
+        browse(look)
+
+
+def test_what_a_page_in_the_background_missed_is_asked_for() -> None:
+    with page() as found:
+        found.start()
+
+        async def look(tab: Tab) -> None:
+            await tab.open(found.url)
+            await ready(tab)
+            await tab.ask(
+                "window.asked = []; const real = window.fetch, timer = window.setTimeout; "
+                "window.setTimeout = (call, ms) => timer(call, 4 * ms); "
+                "window.fetch = (path) => { if (path.startsWith('stats')) asked.push(path); return real(path); }; 0"
+            )
+            await tab.until("asked.length > 1")
+            assert int((await tab.ask("asked[1]")).split("=")[1]) >= 6
 
         browse(look)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import select
 import socket
 import statistics
+import struct
 import threading
 import time
 from collections import Counter
@@ -17,7 +19,7 @@ import pytest
 from web_doubles import Page, page, wait_for
 
 from deploy.frames import Frame
-from deploy.web.server import MAX_CONNECTIONS
+from deploy.web.server import MAX_CONNECTIONS, REFUSED_S
 
 SIZE_HW = (360, 640)
 NOISE = np.random.default_rng(0).integers(0, 256, (4, *SIZE_HW, 3), np.uint8)
@@ -65,7 +67,9 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("path", ["/stream.mjpg", "/layers", "/snapshot.jpg"])
-def test_who_hangs_costs_nothing_and_is_cut_off(small_buffers: None, path: str) -> None:
+def test_who_hangs_costs_nothing_and_is_cut_off(
+    small_buffers: None, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with page(size_hw=SIZE_HW) as found, Stream(found), found.connect(path, receive_buffer=4096) as hung:
         wait_for(lambda: found.json("/stats.json")["server"]["connections"] == 2)
         time.sleep(0.5)
@@ -78,9 +82,10 @@ def test_who_hangs_costs_nothing_and_is_cut_off(small_buffers: None, path: str) 
         with contextlib.suppress(ConnectionError):
             while hung.recv(65536):
                 pass
+    assert not caplog.records  # the end of a viewer is nobody's error
 
 
-def test_who_asks_much_and_reads_nothing_is_cut_off(small_buffers: None) -> None:
+def test_who_asks_much_and_reads_nothing_is_cut_off(small_buffers: None, caplog: pytest.LogCaptureFixture) -> None:
     with page() as found, found.connect(receive_buffer=4096) as client:
         client.setblocking(False)
         request, began = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50, time.monotonic()
@@ -90,6 +95,55 @@ def test_who_asks_much_and_reads_nothing_is_cut_off(small_buffers: None) -> None
                     with contextlib.suppress(BlockingIOError):
                         client.send(request)
         wait_for(lambda: found.json("/stats.json")["server"]["connections"] == 1)
+    assert not caplog.records
+
+
+def test_without_descriptors_it_rests(caplog: pytest.LogCaptureFixture) -> None:
+    with page() as found:
+        found.write()
+        found.get("/healthz")
+        clients = [socket.socket() for _ in range(20)]
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            for client in clients:
+                client.connect(("127.0.0.1", found.sink.port))
+            begin = time.process_time()
+            time.sleep(1)
+            busy_s = time.process_time() - begin
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert busy_s < 0.3
+        assert found.get("/healthz")[0] == 200
+        for client in clients:
+            client.close()
+    assert not caplog.records
+
+
+def told_so(found: Page) -> bool:
+    """Tell whether one more is answered that there are too many."""
+    with found.connect() as client:
+        client.settimeout(0.5)
+        with contextlib.suppress(OSError):
+            return client.recv(12) == b"HTTP/1.1 503"
+    return False
+
+
+def test_who_is_refused_and_gone_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with page() as found:
+        found.write()
+        held = [found.connect() for _ in range(MAX_CONNECTIONS)]
+        wait_for(lambda: told_so(found))
+        for _ in range(3 * MAX_CONNECTIONS):  # more than are told so at a time
+            client = found.connect()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()  # with a reset
+        time.sleep(REFUSED_S + 0.5)
+        assert told_so(found)
+        for client in held:
+            client.close()
+        wait_for(lambda: answers_now(found))
+    assert not caplog.records
 
 
 def test_the_slow_skip_and_the_quick_do_not() -> None:

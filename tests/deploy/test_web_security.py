@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import logging
 import re
 import socket
 import time
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +20,7 @@ from web_doubles import LABELS, Page, page
 from deploy.sinks import check_outputs
 from deploy.sinks.options import parse_sink
 from deploy.sources import redact
-from deploy.web.guard import is_loopback, is_own, is_right, new_token, own_names
+from deploy.web.guard import is_loopback, is_own, is_right, new_token, own_address, own_names
 from lfd.errors import UsageError
 
 TOKEN = "correct-horse-battery_staple.~9"  # noqa: S105
@@ -50,7 +52,7 @@ def opened() -> Iterator[Page]:
 def test_nothing_without_the_token(locked: Page, path: str, headers: dict[str, str]) -> None:
     code, answered, body = locked.get(path, headers)
     assert code == 401 and answered["WWW-Authenticate"] == "Bearer"
-    assert body == b"a token is needed; open the address that lfd-run has printed\n"
+    assert body == b"a token is needed; open the address that lfd-run has printed, or this page with ?token=YOURS\n"
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path not in ("/", "/stream.mjpg")])
@@ -65,7 +67,7 @@ def test_the_token_three_ways(locked: Page, path: str) -> None:
 
 def test_the_token_leaves_the_address_bar(locked: Page) -> None:
     code, headers, body = locked.get(f"/?token={TOKEN}")
-    assert (code, headers["Location"], body) == (303, "/", b"")
+    assert (code, headers["Location"], body) == (303, "./", b"")
     cookie = headers["Set-Cookie"]
     assert "HttpOnly" in cookie and "SameSite=Lax" in cookie
     code, headers, body = locked.get("/", {"Cookie": cookie.split(";")[0]})
@@ -83,6 +85,22 @@ def test_beyond_loopback_there_is_always_a_token() -> None:
         assert TOKEN not in "".join(found.said) and found.get("/")[0] == 401
     with page("127.0.0.1") as found:
         assert "token" not in "".join(found.said)
+
+
+def test_the_printed_address_is_one_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with page("0.0.0.0") as found:  # noqa: S104
+        found.write()
+        match = re.fullmatch(r"page: (http://([^/]+):\d+)/\?token=(.+)", found.said[0])
+        assert match is not None
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{match[1]}/healthz?token={match[3]}", timeout=10) as answer:
+            assert answer.status == 200
+
+    def no_network(self: socket.socket, address: object) -> None:
+        raise OSError(errno.ENETUNREACH, "")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    assert own_address() == socket.gethostname()
 
 
 def test_tokens_differ() -> None:
@@ -221,12 +239,41 @@ def test_the_page_asks_nobody_else(opened: Page) -> None:
     assert not re.search(r"\s(src|on\w+|style)=", text) and "eval(" not in text and "innerHTML" not in text
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD", "TRACE", "CONNECT", "FOO"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "FOO"])
 def test_reading_is_all_there_is(opened: Page, method: str) -> None:
     client = http.client.HTTPConnection("127.0.0.1", opened.sink.port, timeout=10)
     client.request(method, "/")
-    assert client.getresponse().status == 405
+    answer = client.getresponse()
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
     client.close()
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/snapshot.jpg?view=x", "/nothing"])
+def test_a_head_is_that_of_the_answer(opened: Page, path: str) -> None:
+    with opened.connect(path) as client:
+        asked = client.recv(65536).split(b"\r\n")[0]
+    with opened.connect() as client:
+        client.sendall(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        told = b""
+        while part := client.recv(65536):
+            told += part
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert head.split(b"\r\n")[0] == asked and body == b""
+    assert (b"Content-Length" in head) == (path != "/stream.mjpg")
+
+
+@pytest.mark.parametrize("path", ["/", "/stats.json"])
+def test_who_has_the_token_may_come_by_a_proxys_name(locked: Page, path: str) -> None:
+    host = {"Host": "cameras.example"}
+    assert locked.get(path, host)[0] == 401
+    assert locked.get(path, {**host, "Authorization": f"Bearer {TOKEN}"})[0] == 200
+
+
+def test_the_page_works_in_a_folder_of_a_proxy(opened: Page) -> None:
+    text = opened.get("/")[2].decode()
+    for path in PATHS[1:5]:
+        assert not re.search(rf"[\"'`]{re.escape(path)}", text), path
+        assert path[1:] in text
 
 
 # Paths and fuzzing.

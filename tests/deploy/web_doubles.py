@@ -47,16 +47,22 @@ class Page:
     """A page, and the stream behind it."""
 
     def __init__(
-        self, host: str = "127.0.0.1", size_hw: tuple[int, int] = SIZE_HW, fps: int = 10**6, **options: Any
+        self,
+        host: str = "127.0.0.1",
+        size_hw: tuple[int, int] = SIZE_HW,
+        fps: int = 10**6,
+        labels: Labels = LABELS,
+        port: int = 0,
+        **options: Any,
     ) -> None:
         self.said: list[str] = []
         self.stats = StreamStats()
         self.size_hw = size_hw
         info = VideoInfo((size_hw[1], size_hw[0]), 25.0, None, True)
         about = {"model": "tiny", "backend": "fake", "source": "street:"}
-        self.sink = WebSink(host, 0, LABELS, info, self.stats.snapshot, self.said.append, about, fps=fps, **options)
+        self.sink = WebSink(host, port, labels, info, self.stats.snapshot, self.said.append, about, fps=fps, **options)
         self.url = f"http://127.0.0.1:{self.sink.port}"
-        self.written = 0
+        self.written = self.age_ns = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -65,7 +71,7 @@ class Page:
             index = self.written
             self.stats.capture()
             self.stats.stages["infer"].add(12.5)
-            frame = Frame(picture(index, self.size_hw), index, time.monotonic_ns())
+            frame = Frame(picture(index, self.size_hw), index, time.monotonic_ns() - self.age_ns)
             self.sink.write(frame, class_map(index, self.size_hw))
             self.stats.show(frame.captured_ns)
             self.written += 1
@@ -207,6 +213,9 @@ class Tab:
         await self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **common)
         await self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
+    async def move(self, x: int, y: int) -> None:
+        await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     async def screenshot(self, path: Path, full: bool = True) -> None:
         shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full)
         path.write_bytes(base64.b64decode(shot["data"]))
@@ -228,7 +237,8 @@ def browse(*scripts: Callable[[Tab], Awaitable[None]]) -> None:
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--hide-scrollbars"]
-        options += [f"--user-data-dir={folder}", "--no-proxy-server", "--no-first-run"]
+        options += [f"--user-data-dir={folder}", "--no-proxy-server", "--no-first-run", "--disable-quic"]
+        options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         process = subprocess.Popen(
             [CHROMIUM, *options],
             stdout=subprocess.DEVNULL,

@@ -6,7 +6,7 @@
   const tint = document.createElement("canvas"), ink = tint.getContext("2d");
   const table = new Uint32Array(256).fill(0xff000000);  // label value -> colour, as ImageData has it: A B G R
   const history = new Map();  // second -> its record
-  let classes = [], on = new Set(), shot = null, pixels = null, shownAt = 0, pace = 0;
+  let classes = [], on = new Set(), shot = null, pixels = null, shownAt = -Infinity, pace = 0, told = { at: 0 }, pointer = null;
 
   // What the viewer has chosen. It stays in the address, behind the #, which is not sent to anybody.
   const chosen = () => ({ view: document.forms[0].elements.view.value, opacity: Number($("opacity").value) });
@@ -31,7 +31,7 @@
     });
     const options = new URLSearchParams({ view, opacity: opacity / 100 });
     if (on.size < classes.length) options.set("classes", [...on].join(","));
-    $("snapshot").href = `/snapshot.jpg?${options}`;
+    $("snapshot").href = `snapshot.jpg?${options}`;
     const off = [...classes.keys()].filter((index) => !on.has(index));
     if (save) window.history.replaceState(null, "", `#view=${view}&opacity=${opacity}${off.length ? `&off=${off}` : ""}`);
     colorize();
@@ -62,11 +62,12 @@
     if (view === "overlay") context.globalAlpha = opacity / 100;
     if (view !== "plain") context.drawImage(tint, view === "side" ? width : 0, 0);
     canvas.dataset.number = shot.number;
+    if (pointer) point(pointer);
   }
 
   // One picture is shown while the next is under way, and none is asked for by a page that nobody looks at.
   const request = async (after) => {
-    const response = await ask(`/layers?after=${after}`);
+    const response = await ask(`layers?after=${after}`);
     return response.status === 204 ? null : response.formData();
   };
 
@@ -97,7 +98,8 @@
           shot?.frame.close();
           shot = arrived;
           const now = performance.now();
-          if (shownAt) pace += ((now - shownAt) - pace) * (pace ? 0.1 : 1);
+          // A page that nobody has looked at for a while, and a stream that was away, begin anew.
+          pace = now - shownAt > 3000 ? 0 : pace + (now - shownAt - pace) * (pace ? 0.1 : 1);
           shownAt = now;
           colorize();
           draw();
@@ -114,7 +116,19 @@
   function mark(problem = shot?.stale ?? "") {
     $("banner").textContent = problem;
     $("banner").hidden = !problem;
-    $("stage").classList.toggle("stale", Boolean(problem));
+    document.body.classList.toggle("stale", Boolean(problem));
+  }
+
+  // The class under the pointer: of 150 colours nobody knows each.
+  function point(event) {
+    pointer = event;
+    const box = canvas.getBoundingClientRect(), scale = Math.min(box.width / canvas.width, box.height / canvas.height);
+    const x = Math.floor((event.clientX - box.left - (box.width - canvas.width * scale) / 2) / scale);
+    const y = Math.floor((event.clientY - box.top - (box.height - canvas.height * scale) / 2) / scale);
+    const inside = shot && x >= 0 && y >= 0 && x < canvas.width && y < canvas.height;
+    const value = inside ? shot.map[y * shot.width + (x % shot.width)] : -1;
+    $("pointed").hidden = !inside;
+    $("pointed").textContent = inside ? (classes[value]?.name ?? `no class (${value})`) : "";
   }
 
   // Statistics
@@ -122,13 +136,12 @@
   const seconds = (s) => (s < 120 ? `${Math.round(s)} s` : s < 7200 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
 
   function list(target, rows) {
-    rows.forEach(([what, value, bad], index) => {
+    rows.forEach(([what, value], index) => {
       let row = target.children[index];
       if (!row) {
         row = target.appendChild(document.createElement("div"));
         row.append(document.createElement("dt"), document.createElement("dd"));
       }
-      row.classList.toggle("bad", Boolean(bad));
       row.firstChild.textContent = what;
       row.lastChild.textContent = value;
     });
@@ -164,6 +177,7 @@
 
   function graph(now) {
     const svg = $("graph"), width = svg.clientWidth, height = svg.clientHeight;
+    if (width < 100) return;  // not laid out yet
     const left = 52, right = 6, top = 8, bottom = 22, base = height - bottom;
     const records = [...history.values()].filter((r) => r.at > now - SPAN_S).sort((a, b) => a.at - b.at);
     const timed = records.filter((r) => r.mean_ms !== null);
@@ -177,11 +191,11 @@
     const shapes = [];
     for (let ms = 0; ms <= most; ms += step) {
       shapes.push(["line", { class: "grid", x1: left, x2: width - right, y1: y(ms), y2: y(ms) }]);
-      shapes.push(["text", { x: left - 6, y: y(ms) + 4, "text-anchor": "end" }, `${ms} ms`]);
+      shapes.push(["text", { x: left - 6, y: y(ms) + 4, "text-anchor": "end" }, most < 1000 ? `${ms} ms` : `${ms / 1000} s`]);
     }
     for (let minute = 0; minute <= 5; minute++) {
       if (minute % (width < 420 ? 2 : 1) === 0 || !minute) {
-        const anchor = minute === 0 ? "end" : "middle";
+        const anchor = minute === 0 ? "end" : minute === 5 ? "start" : "middle";
         shapes.push(["text", { x: x(now - 60 * minute), y: height - 6, "text-anchor": anchor }, minute ? `−${minute} min` : "now"]);
       }
     }
@@ -216,9 +230,9 @@
 
   function show(stats) {
     const { latency, server } = stats;
-    if (classes.length === 0) {
+    if (JSON.stringify(classes) !== JSON.stringify(stats.classes)) {  // at first, and when another model runs here
+      if (!classes.length) $("opacity").value = 100 * stats.opacity;
       classes = stats.classes;
-      $("opacity").value = 100 * stats.opacity;
       restore();
       legend();
       apply(false);
@@ -226,29 +240,32 @@
     $("title").textContent = [stats.model, stats.source].filter(Boolean).join(" on ") || "lfd-run";
     document.title = `${stats.state === "live" ? "" : `${stats.state}: `}${$("title").textContent} · lfd-run`;
     const state = $("state");
-    state.className = `state ${stats.state === "live" ? "live" : "bad"}`;
+    state.className = `state ${{ live: "live", lost: "bad" }[stats.state] ?? ""}`;
     const text = [stats.state, stats.cause].filter(Boolean).join(": ");
     if (state.textContent !== text) state.textContent = text;  // read out when it changes, not each second
     list($("numbers"), [
       ["frames/s, model", number(stats.fps, 1)],
-      ["frames/s, this page", pace && performance.now() - shownAt < 3000 ? number(1000 / pace, 1) : "–"],
+      ["frames/s, this page", pace && performance.now() - shownAt < 3000 && !shot.stale ? number(1000 / pace, 1) : "–"],
       ["latency p50, ms", number(latency?.p50_ms, 1)],
       ["latency p95, ms", number(latency?.p95_ms, 1)],
       ["inference, ms", number(stats.infer_ms, 1)],
       ["frames shown", number(stats.shown)],
       ["dropped", number(stats.dropped)],
-      ["reconnects", number(stats.reconnects), stats.state === "lost"],
+      ["reconnects", number(stats.reconnects)],
     ]);
+    const size = shot ? [shot.width, shot.height] : stats.resolution;  // a camera may come back with another one
     const losses = Object.entries(stats.losses).map(([cause, times]) => `${cause} ${times}×`).join(", ");
     list($("run"), [
       ["Model", stats.model || "–"],
       ["Backend", stats.backend || "–"],
       ["Source", stats.source || "–"],
-      ["Frames", `${stats.resolution.join(" × ")}, ${stats.live ? "live: late ones are dropped" : "from a file: every one"}`],
+      ["Frames", `${size.join(" × ")}, ${stats.live ? "live: late ones are dropped" : "from a file: every one"}`],
       ["Running", seconds(stats.uptime_s)],
       ["Lost", losses || "never"],
       ["Viewers", `${server.connections} of ${server.most_connections} connections`],
     ]);
+    if (stats.uptime_s < told.uptime_s) history.clear();  // another run
+    told = { time: stats.time, uptime_s: stats.uptime_s, at: performance.now() };
     for (const record of stats.history) history.set(record.at, record);
     for (const at of history.keys()) if (at < stats.time - SPAN_S) history.delete(at);
     graph(stats.time);
@@ -256,15 +273,15 @@
   }
 
   async function statistics() {
-    for (let span = SPAN_S; ;) {
+    for (;;) {
       try {
-        const response = await ask(`/stats.json?history=${span}`);
+        // What was missed is on the server: browsers let a page in the background ask once a minute.
+        const missed = told.at ? Math.ceil((performance.now() - told.at) / 1000) + 2 : SPAN_S;
+        const response = await ask(`stats.json?history=${Math.min(SPAN_S, missed)}`);
         show(await response.json());
-        span = 5;
       } catch (error) {
         $("state").className = "state bad";
         if ($("state").textContent !== error.message) $("state").textContent = error.message;
-        span = SPAN_S;  // what was missed is on the server
       }
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
@@ -279,8 +296,11 @@
   document.forms[0].addEventListener("submit", (event) => event.preventDefault());
   $("all").addEventListener("click", () => every(true));
   $("none").addEventListener("click", () => every(false));
+  $("full").hidden = !document.fullscreenEnabled;  // telephones may have none
   $("full").addEventListener("click", () => (document.fullscreenElement ? document.exitFullscreen() : $("stage").requestFullscreen()));
-  addEventListener("resize", () => graph(Date.now() / 1000));
+  for (const kind of ["pointermove", "pointerdown"]) canvas.addEventListener(kind, point);
+  canvas.addEventListener("pointerleave", () => { [pointer, $("pointed").hidden] = [null, true]; });
+  addEventListener("resize", () => told.at && graph(told.time + (performance.now() - told.at) / 1000));
   pictures();
   statistics();
 })();
