@@ -7,14 +7,17 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 
+from deploy.collect import Bounds, check_folder
 from deploy.frames import FrameSink, FrameSource
-from deploy.opening import open_model, open_streams
+from deploy.opening import open_collector, open_model, open_streams
 from deploy.overlay import Overlay
-from deploy.pipeline import Pipeline, Result
+from deploy.pipeline import Pipeline
 from deploy.reader import Limits
+from deploy.result import Result
 from deploy.run_summary import RunSummary
 from deploy.session import InferenceSession
 from deploy.sinks import About, check_outputs
+from deploy.smoothing import Smoothing
 from deploy.texts import redact
 from lfd.errors import UsageError
 
@@ -89,6 +92,10 @@ def run(
     stride: int = 1,
     loop: bool = False,
     overwrite: bool = False,
+    smooth: str | float | None = None,
+    collect: str | Path | None = None,
+    collect_max: int = 500,
+    collect_mb: float = 1000.0,
 ) -> Run:
     """Run a model on every frame of a source, and get frames with their class maps one by one.
 
@@ -116,11 +123,17 @@ def run(
         stride: Every so manieth frame, the others are skipped.
         loop: Start files again at their end.
         overwrite: Whether sinks may replace files.
+        smooth: Steadies results over so many seconds, or "0.2s" or "hysteresis:0.2s"; see `deploy.smoothing`.
+        collect: A folder to keep frames in that are worth learning from; see `deploy.collect`.
+        collect_max: Frames that it may hold.
+        collect_mb: Megabytes likewise.
 
     Raises:
         LfdError: Something cannot be opened. While iterating: what the first stage to fail raised.
     """
     limits = Limits(max_frames, duration_s, fps, stride)
+    smoothing = None if smooth is None else Smoothing.parse(smooth)
+    bounds = Bounds(collect_max, collect_mb)
     if isinstance(source, str | Path | int):
         source = str(source)
     if isinstance(sinks, str | Path):
@@ -133,9 +146,11 @@ def run(
     opened = not isinstance(model, str | Path)
     session = model if not isinstance(model, str | Path) else None
     texts = [text for text in sinks if isinstance(text, str)]
+    origins = [text for text in sources if isinstance(text, str)]
     if texts:
-        origins = [text for text in sources if isinstance(text, str)]
         check_outputs(texts, origins, None if opened else Path(str(model)), overwrite)
+    if collect is not None:
+        check_folder(Path(collect), origins, texts, overwrite)
     with ExitStack() as undo:
         if session is None:
             session = undo.enter_context(closing(open_model(Path(str(model)), backend, threads)))
@@ -146,6 +161,10 @@ def run(
         streams = open_streams(sources, taken, lambda: Overlay(labels), loop, about=about, stride=stride)
         for stream in streams:
             undo.callback(stream.discard)
-        pipeline = Pipeline(session, streams, limits)
+        collector = None
+        if collect is not None:
+            collector = open_collector(Path(collect), bounds, session, names, streams)
+            undo.callback(collector.close)
+        pipeline = Pipeline(session, streams, limits, smoothing=smoothing, collector=collector)
         undo.pop_all()
     return Run(pipeline, None if opened else session)

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploy.duration import Duration
 from deploy.texts import check_name, redact
+from lfd.config import within
 from lfd.console import Command, guarded
-from lfd.errors import SourceError, UsageError, require
+from lfd.errors import LfdError, UsageError, require
 
 if TYPE_CHECKING:
     from deploy.interrupt import Interrupts
@@ -49,20 +51,6 @@ follow a source or sink: 'street:?fps=25', 'rtsp://HOST/PATH#transport=udp', 'ou
 Exit codes: 0 done, 1 failed, 2 usage, 3 source given up or absent, 4 model does not fit,
 130 interrupted, with what was written so far kept.
 """
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2, and not for Python
-    """Seconds, written as 90, 90s, 10m or 2h."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds."""
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", str(value))
-        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-        if seconds <= 0:
-            self.fail(f"{str(value)[:40]!r}; expected a time above 0, such as 90, 90s, 10m or 2h", param, ctx)
-        return seconds
 
 
 class RunCommand(Command):
@@ -99,6 +87,10 @@ class Options:
     loop: bool
     stats: Path | None
     stats_every: float
+    smooth: str | None
+    collect: Path | None
+    collect_max: int | None
+    collect_mb: float | None
     json_path: Path | None
     overwrite: bool
     quiet: bool
@@ -132,6 +124,20 @@ class Options:
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--stats", type=click.Path(path_type=Path), help="Write a line of JSON every few seconds to this file.")
 @click.option("--stats-every", type=Duration(), default="1s", show_default=True, help="How often.")
+@click.option(
+    "--smooth",
+    metavar="[KIND:]TIME",
+    help="Show no class that comes and goes within TIME, such as 200ms: a moving average for models with logits, else "
+    "hysteresis. What changes to stay is shown TIME later.",
+)
+@click.option(
+    "--collect",
+    type=click.Path(path_type=Path),
+    help="Keep frames in this folder of which the model is least sure, or whose classes drift, for lfd-train distill "
+    "--data frames:FOLDER. One of an earlier run is continued.",
+)
+@click.option("--collect-max", type=int, metavar="FRAMES", help="Frames that it may hold; 500.")
+@click.option("--collect-mb", type=float, metavar="MB", help="Megabytes likewise; 1000.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the summary to this file.")
 @guarded
 def run_main(source: str, sinks: tuple[str, ...], added: tuple[tuple[str, str], ...], **options: Any) -> None:
@@ -145,21 +151,22 @@ def run_main(source: str, sinks: tuple[str, ...], added: tuple[tuple[str, str], 
     _check(streams, opts)
     names = [redact(text) for text, _ in streams]
     with Interrupts() as interrupts:
-        summary, model, backend, given_up = _run(streams, names, opts, interrupts)
+        summary, model, backend, failure = _run(streams, names, opts, interrupts)
     if opts.json_path is not None:
         from lfd.files import write_json  # noqa: PLC0415
 
         about = {"model": opts.model.name, "backend": backend, "threads_asked": opts.threads}
+        about["error"] = redact(str(failure)) if failure is not None else None
         texts = [
             {"source": name, "sinks": [redact(s) for s in s_]} for name, (_, s_) in zip(names, streams, strict=True)
         ]
         write_json(opts.json_path, {**about, **summary.record(texts)})
     if not opts.quiet:
         click.echo(table(summary, [f"{model} on {name}" for name in names]))
+    if failure is not None:
+        raise failure
     if summary.interrupted:
         raise KeyboardInterrupt(f"interrupted and flushed: {summary.shown} frames are kept")
-    if given_up is not None:
-        raise given_up
 
 
 def _default_sinks() -> tuple[str, ...]:
@@ -178,32 +185,45 @@ def _check(streams: Sequence[tuple[str, tuple[str, ...]]], opts: Options) -> Non
     from deploy.sinks import check_outputs  # noqa: PLC0415
 
     check_name(str(opts.model))
+    within("--alpha", opts.alpha, 0, 1)  # click lets NaN through
     for option, path in (("--json", opts.json_path), ("--stats", opts.stats)):
         if path is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
             raise UsageError(f"{option} {path}: is an address; expected the name of a file")
     sources = [source for source, _ in streams]
     sinks = [sink for _, texts in streams for sink in texts]
     check_outputs(sinks, sources, opts.model, opts.overwrite, opts.json_path, opts.stats)
+    if opts.collect is not None:
+        from deploy.collect import check_folder  # noqa: PLC0415
+
+        check_folder(opts.collect, sources, sinks, opts.overwrite)
+    elif opts.collect_max is not None or opts.collect_mb is not None:
+        raise UsageError(
+            "--collect-max and --collect-mb bound a folder, and none is given. Fix: --collect DIR with them"
+        )
 
 
 def _run(
     texts: Sequence[tuple[str, tuple[str, ...]]], names: Sequence[str], opts: Options, interrupts: Interrupts
-) -> tuple[RunSummary, str, str, SourceError | None]:
-    """Open, run and close; return the summary, the model's name and the backend's, and why a stream was given up."""
-    from deploy.opening import open_model, open_streams  # noqa: PLC0415
+) -> tuple[RunSummary, str, str, LfdError | None]:
+    """Open, run and close; return the summary, the model's name and the backend's, and what failed on the way."""
+    from deploy.collect import Bounds  # noqa: PLC0415
+    from deploy.opening import open_collector, open_model, open_streams  # noqa: PLC0415
     from deploy.overlay import Overlay  # noqa: PLC0415
     from deploy.pipeline import Pipeline  # noqa: PLC0415
     from deploy.reader import Limits  # noqa: PLC0415
     from deploy.run_console import Console  # noqa: PLC0415
     from deploy.sinks import About  # noqa: PLC0415
+    from deploy.smoothing import Smoothing  # noqa: PLC0415
 
     def say(line: str) -> None:
         if not opts.quiet:
             click.echo(line, err=True)
 
     limits = Limits(opts.max_frames, opts.duration, opts.fps, opts.stride)
+    smoothing = None if opts.smooth is None else Smoothing.parse(opts.smooth)
+    bounds = Bounds.of(opts.collect_max, opts.collect_mb)
     session = open_model(opts.model, opts.backend, opts.threads, say, interrupts)
-    pipeline = None
+    pipeline, failure = None, None
     try:
         streams = open_streams(
             [source for source, _ in texts],
@@ -214,34 +234,45 @@ def _run(
             [About(session.spec.model, session.build.backend, name, opts.alpha) for name in names],
             opts.stride,
         )
-        counts = [stream.stats for stream in streams]
         with ExitStack() as undo:
             for stream in streams:
                 undo.callback(stream.discard)
             file = _stats_file(opts, names, streams)
             if file is not None:
                 undo.callback(file.close)
+            collector = None if opts.collect is None else open_collector(opts.collect, bounds, session, names, streams)
+            if collector is not None:
+                undo.callback(collector.close)
             progress = not opts.quiet and sys.stderr.isatty()
-            console = Console(names, counts, _total(streams, opts), progress, opts.quiet, sys.stderr)
+            console = Console(
+                names,
+                [stream.stats for stream in streams],
+                _total(streams, opts),
+                progress,
+                opts.quiet,
+                sys.stderr,
+                trouble=lambda: None if collector is None else collector.failure,
+            )
 
             def tick() -> None:
                 console.tick()
                 if file is not None:
                     file.tick()
 
-            pipeline = Pipeline(session, streams, limits, interrupts, tick, console.status)
+            pipeline = Pipeline(session, streams, limits, interrupts, tick, console.status, smoothing, collector)
             undo.pop_all()
         try:
             for _ in pipeline.results():
                 pass
-        except SourceError:
-            if pipeline.given_up is None:
-                raise
+        except LfdError as error:
+            failure = error
         finally:
-            console.clear()
+            console.end()
             if file is not None:
                 file.close()
-        return pipeline.summary(), session.spec.model, session.build.backend, pipeline.given_up
+        for note in (note for stream in streams for sink in stream.sinks for note in getattr(sink, "notes", ())):
+            say(f"note: {note}")
+        return pipeline.summary(), session.spec.model, session.build.backend, failure
     finally:
         if pipeline is None or not pipeline.busy:
             session.close()

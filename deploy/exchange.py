@@ -11,21 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic
 
 from deploy.frames import StreamStatus
+from deploy.lane import QUEUE, REMEMBERED, I, Lane, O
 
-I = TypeVar("I")  # noqa: E741 - what goes into the inference
-O = TypeVar("O")  # noqa: E741 - what comes out of it
-
-QUEUE = 2
-"""Frames that wait before a stage, of a file. Of a live source one does: the newest."""
-REMEMBERED = 8
-"""Durations from which the next inference and the next write are foreseen."""
 FRESH_S = 0.01
 """How long a live stream's result may lie before it gives way to a newer frame."""
-AHEAD = 0.1
-"""A live source's next frame is waited for when it is due within this share of the time between two."""
 
 
 class Stopped(Exception):  # noqa: N818 - a message between stages
@@ -34,54 +26,6 @@ class Stopped(Exception):  # noqa: N818 - a message between stages
 
 class Ended(Exception):  # noqa: N818 - a message between stages
     """Everything that was put has been taken."""
-
-
-class _Lane(Generic[I, O]):
-    """One stream's frames, and how the stream is, in their order; see `Exchange`."""
-
-    def __init__(self, live: bool, lock: threading.Lock) -> None:
-        self.live = live
-        self.waiting: deque[I | StreamStatus] = deque()
-        self.done: deque[O | StreamStatus] = deque()
-        self.in_hand = self.ended = self.closed = False
-        self.room = threading.Condition(lock)
-        self.writes: deque[float] = deque(maxlen=REMEMBERED)
-        self.gaps: deque[float] = deque(maxlen=REMEMBERED)
-        self.put_at: float | None = None
-        self.given_at = 0.0
-
-    @property
-    def full(self) -> bool:
-        return len(self.waiting) >= QUEUE
-
-    def note_put(self, now: float) -> None:
-        """Take in that a frame has come."""
-        if self.put_at is not None:
-            self.gaps.append(now - self.put_at)
-        self.put_at = now
-
-    def next_due_s(self, now: float) -> float:
-        """Return for how long the next frame is worth waiting for; 0 when none is about to come."""
-        if self.put_at is None or not self.gaps:
-            return 0.0
-        gap = sorted(self.gaps)[len(self.gaps) // 2]
-        left = self.put_at + gap - now
-        return left + AHEAD * gap if abs(left) < AHEAD * gap else 0.0
-
-    @property
-    def write_s(self) -> float:
-        """How long the caller will be away with one of its results: the longest of the last."""
-        return max(self.writes, default=0.0)
-
-    @property
-    def drained(self) -> bool:
-        """Whether nothing will come to the inference any more."""
-        return self.closed or (self.ended and not self.waiting)
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing will come to the caller any more."""
-        return self.closed or (self.drained and not self.in_hand and not self.done)
 
 
 class Exchange(Generic[I, O]):
@@ -108,13 +52,13 @@ class Exchange(Generic[I, O]):
     ) -> None:
         self._lock = threading.Lock()
         self._work, self._out = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._lanes: list[_Lane[I, O]] = [_Lane(is_live, self._lock) for is_live in live]
+        self._lanes: list[Lane[I, O]] = [Lane(is_live, self._lock) for is_live in live]
         self._clock, self._on_drop = clock, on_drop
         self._stopped = False
         self._turn = self._next_out = 0
         self._taken_at = 0.0
         self._inferences: deque[float] = deque(maxlen=REMEMBERED)
-        self._writing: tuple[_Lane[I, O], float] | None = None
+        self._writing: tuple[Lane[I, O], float] | None = None
 
     def put(self, index: int, item: I) -> None:
         """Add a frame to a lane. For the lane's reader.
@@ -299,7 +243,7 @@ class Exchange(Generic[I, O]):
             for condition in (self._work, self._out, *(lane.room for lane in self._lanes)):
                 condition.notify_all()
 
-    def _check(self, lane: _Lane[I, O] | None = None) -> None:
+    def _check(self, lane: Lane[I, O] | None = None) -> None:
         if self._stopped or (lane is not None and lane.closed):
             raise Stopped
 

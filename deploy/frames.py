@@ -148,5 +148,10 @@ class FrameSink(Protocol):
         ...
 
     def close(self, complete: bool) -> None:
-        """Finish. `complete` is false after a failure: then nothing stays under the final name."""
+        """Finish.
+
+        Args:
+            complete: False after a failure of a sink or the model. Then nothing of a file stays under the final name,
+                but what a live source gave does.
+        """
         ...

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from deploy.collect import Bounds, Collector
 from deploy.frames import FrameSink, FrameSource
 from deploy.overlay import Overlay
 from deploy.reader import Stream
@@ -145,3 +146,24 @@ def open_streams(
             streams.append(Stream(source, ready, stats))
         undo.pop_all()
         return streams
+
+
+def open_collector(
+    folder: Path, bounds: Bounds, session: InferenceSession, names: Sequence[str], streams: Sequence[Stream]
+) -> Collector:
+    """Open the folder that frames are collected in.
+
+    Args:
+        folder: `check_folder` has passed it.
+        bounds: How much it may hold.
+        session: The model.
+        names: What each stream is called, without credentials; one without a name is called by its position.
+        streams: The streams.
+
+    Raises:
+        UsageError: Another process is at work in it, or its index is not one of ours.
+        OSError: It cannot be made or read.
+    """
+    called = [name or f"stream {index}" for index, name in enumerate(names)]
+    live = [stream.source.info.live for stream in streams]
+    return Collector(folder, bounds, session.spec, session.build, called, live)

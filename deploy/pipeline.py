@@ -10,46 +10,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
+from deploy.collect import Collector
 from deploy.exchange import Ended, Exchange, Stopped
 from deploy.frames import Frame, FrameSink, FrameSource, State, StopRequested, StreamStatus
+from deploy.inference import Found, Inference
 from deploy.reader import Fitted, Limits, Stream, read
+from deploy.result import Result
 from deploy.run_summary import RunSummary, StreamSummary, resident_mb, thread_count
-from deploy.session import InferenceSession, as_class_map, class_map
-from lfd.errors import ModelError, SourceError
-from lfd.metrics import ConfusionMatrix
+from deploy.session import InferenceSession
+from deploy.smoothing import Smoothing
+from deploy.truth import TruthScore
+from lfd.errors import SourceError
 from lfd.preprocess import Image, restore_map
-from lfd.spec import Labels
 
 POLL_S = 0.05
 """How long the caller's thread waits at most: then it looks for signals, and tells the sinks how their stream is."""
 PATIENCE_S = 0.8
 """How long stages that hang, in a device or in the model, are waited for at the end; then they are left: daemons."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A frame and what the model made of it; all sinks have it.
-
-    Attributes:
-        frame: The picture, its place in the source, and when it was taken.
-        class_map: (H, W) uint8 classes at the frame's size; it is the receiver's own.
-        labels: The classes' names and colours: `labels.names[class_map[y, x]]`.
-        stream: Position of its source among those given.
-        latency_ms: From its capture until now.
-        infer_ms: Of the inference, for all streams that were in it.
-    """
-
-    frame: Frame
-    class_map: Image
-    labels: Labels
-    stream: int
-    latency_ms: float
-    infer_ms: float
 
 
 class Pipeline:
@@ -62,9 +41,12 @@ class Pipeline:
         stop: Asked often; true ends the run, and what was written is kept.
         on_tick: Called some 20 times a second or more, in the caller's thread.
         on_status: Called with a stream's position when how it is has changed, likewise.
+        smoothing: How results are steadied; None leaves them as they are.
+        collector: Keeps frames worth learning from; closed in every case.
 
     Raises:
         ModelError: The model takes batches of several frames only.
+        UsageError: The smoothing needs another output than the model's.
     """
 
     def __init__(
@@ -75,52 +57,46 @@ class Pipeline:
         stop: Callable[[], bool] = lambda: False,
         on_tick: Callable[[], None] = lambda: None,
         on_status: Callable[[int, StreamStatus], None] = lambda index, status: None,
+        smoothing: Smoothing | None = None,
+        collector: Collector | None = None,
     ) -> None:
-        if session.batch not in (None, 1):
-            raise ModelError(
-                f"the model takes {session.batch} frames at a time, and frames come one by one. Fix: export it with "
-                "batch 1, or with an open batch"
-            )
-        self._session, self._streams, self._limits = session, streams, limits or Limits()
+        self._spec, self._streams, self._limits = session.spec, streams, limits or Limits()
         self._stop_asked, self._on_tick, self._on_status = stop, on_tick, on_status
-        self._exchange: Exchange[Fitted, tuple[Frame, Image, float]] = Exchange(
+        self._exchange: Exchange[Fitted, Found] = Exchange(
             [stream.source.info.live for stream in streams],
             on_drop=lambda index, frames: streams[index].stats.drop(frames),
         )
+        self._inference = Inference(session, streams, self._exchange, smoothing, collector)
+        self._collector = collector
         self._error: BaseException | None = None
         self.given_up: SourceError | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._interrupted = self._inferring = self._closed = False
+        self._interrupted = self._closed = False
         self._threads: list[threading.Thread] = []
         self._seconds = 0.0
         self._rss = resident_mb(), resident_mb()
         self._heard_at = [0.0] * len(streams)
         # Not `stats.status`, which runs ahead: a stream may have ended when its last frames are still inferred.
         self._told = [stream.stats.status for stream in streams]
-        self._matrices = [self._matrix(stream.source) for stream in streams]
-
-    def _matrix(self, source: FrameSource) -> ConfusionMatrix | None:
-        labels = self._session.spec.labels
-        known = source.info.labels
-        return ConfusionMatrix(len(labels)) if known is not None and known.names == labels.names else None
+        self._scores = [TruthScore(session.spec.labels, stream.source.info) for stream in streams]
 
     @property
     def busy(self) -> bool:
         """Whether an inference would not end in time and was left behind: the session must not be closed under it."""
-        return self._inferring
+        return self._inference.busy
 
     def results(self) -> Generator[Result, None, None]:
         """Run, and yield each frame's result when its sinks have it. Closing the iterator ends the run.
 
         Raises:
             BaseException: What the first stage to fail raised, all others having ended; an LfdError for all that a
-                user can meet. A live stream that is given up ends alone, and what it gave is kept: `given_up` is raised
-                when the others have ended.
+                user can meet. A stream that is given up or cannot be read to its end ends alone, and what it gave is
+                kept: `given_up` is raised when the others have ended.
         """
         self._rss = resident_mb(), None
         begin = time.perf_counter()
-        self._threads = [self._thread("infer", self._infer)]
+        self._threads = [self._thread("infer", self._inference.run)]
         self._threads += [self._thread("read", partial(self._read, index)) for index in range(len(self._streams))]
         try:
             for thread in self._threads:
@@ -150,17 +126,17 @@ class Pipeline:
 
     def summary(self) -> RunSummary:
         """Return what the run did; after its end."""
-        scores = [matrix.miou() if matrix is not None else float("nan") for matrix in self._matrices]
         return RunSummary(
             streams=tuple(
-                StreamSummary.of(stream.stats, self._seconds, None if np.isnan(score) else score)
-                for stream, score in zip(self._streams, scores, strict=True)
+                StreamSummary.of(stream.stats, self._seconds, score.miou, score.flicker)
+                for stream, score in zip(self._streams, self._scores, strict=True)
             ),
             seconds=self._seconds,
             rss_start_mb=self._rss[0],
             rss_end_mb=self._rss[1],
             threads=thread_count(),
             interrupted=self._interrupted,
+            collected=self._collector.collected if self._collector is not None else None,
         )
 
     def _read(self, index: int) -> None:
@@ -174,41 +150,18 @@ class Pipeline:
                 stream,
                 put=lambda item: self._exchange.put(index, item),
                 put_status=put_status,
-                preprocess=self._session.spec.preprocess,
+                preprocess=self._spec.preprocess,
                 limits=self._limits,
                 stopping=self._stopping,
             )
         except Exception as error:
             if not self._stopping.is_set():
-                if not (stream.source.info.live and isinstance(error, SourceError)):
+                if not isinstance(error, SourceError):
                     raise
                 self.given_up = self.given_up or error
                 put_status(StreamStatus(State.ENDED, time.monotonic_ns(), detail=str(error)))
             # Closing a source under its reader is how a run ends, and the reader may say so.
         self._exchange.end(index)
-
-    def _infer(self) -> None:
-        self._inferring = True
-        try:
-            while True:
-                taken = self._exchange.take(self._session.batch)
-                begin = time.perf_counter()
-                found = self._class_maps([fitted for _, (_, fitted) in taken])
-                infer_ms = (time.perf_counter() - begin) * 1e3
-                for index, _ in taken:
-                    self._streams[index].stats.stages["infer"].add(infer_ms)
-                pairs = zip(taken, found, strict=True)
-                self._exchange.give([(i, (frame, classes, infer_ms)) for (i, (frame, _)), classes in pairs])
-        except Ended:
-            pass
-        finally:
-            self._inferring = False
-
-    def _class_maps(self, images: Sequence[Image]) -> list[Image]:
-        """Run the model; the maps are copies, since the session's array lives until its next run only."""
-        if len(images) == 1:
-            return [class_map(self._session, images[0]).copy()]
-        return [as_class_map(found, self._session.spec).copy() for found in self._session.run(np.stack(images))]
 
     def _output(self) -> Iterator[Result]:
         deadline = time.monotonic() + (self._limits.duration_s or float("inf"))
@@ -230,7 +183,7 @@ class Pipeline:
             self._on_tick()
 
     def _write(self, index: int, frame: Frame, classes: Image, infer_ms: float) -> Result:
-        stream, spec = self._streams[index], self._session.spec
+        stream, spec = self._streams[index], self._spec
         begin = time.perf_counter()
         restored = restore_map(classes, spec.preprocess, (frame.image.shape[0], frame.image.shape[1]))
         restored_at = time.perf_counter()
@@ -239,9 +192,7 @@ class Pipeline:
         stream.stats.stages["restore"].add((restored_at - begin) * 1e3)
         stream.stats.stages["write"].add((time.perf_counter() - restored_at) * 1e3)
         latency_ms = stream.stats.show(frame.captured_ns)
-        matrix = self._matrices[index]
-        if matrix is not None and frame.truth is not None:
-            matrix.update(frame.truth, restored)
+        self._scores[index].update(restored, frame.truth)
         self._heard_at[index] = time.monotonic()
         if stream.source.info.live and stream.stats.shown == self._limits.max_frames:
             self._exchange.close(index)
@@ -295,11 +246,13 @@ class Pipeline:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         for sink in [sink for stream in self._streams for sink in stream.sinks]:
-            self._close(sink)
+            self._close(partial(sink.close, self._error is None))
+        if self._collector is not None:
+            self._close(self._collector.close)
 
-    def _close(self, sink: FrameSink) -> None:
+    def _close(self, close: Callable[[], None]) -> None:
         try:
-            sink.close(self._error is None)
+            close()
         except BaseException as error:
             self._fail(error)
 

@@ -124,7 +124,7 @@ def read(
     """
     live, stats = stream.source.info.live, stream.stats
     if not live:
-        _give_way()
+        give_way()
     pace = Pace(limits.fps) if limits.fps else None
     most = None if live else limits.max_frames
     items, given, expected = iter(stream.source), 0, 0
@@ -140,9 +140,12 @@ def read(
             put_status(item)
             continue
         read_at = time.perf_counter()
-        for _ in range(item.index - expected if live else 0):  # the source itself has passed over them
-            stats.capture()
-            stats.drop(1)
+        for _ in range(item.index - expected):  # the source has passed over them: for newer ones, or as unreadable
+            if live:
+                stats.capture()
+                stats.drop(1)
+            else:
+                stats.skip()
         expected = item.index + 1
         given += 1
         if (given - 1) % limits.stride or (pace and live and not pace.admits(item.captured_ns / 1e9)):
@@ -156,7 +159,7 @@ def read(
     put_status(StreamStatus(State.ENDED, time.monotonic_ns()))
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Lower this thread's priority, where the system has one for each thread (Linux).
 
     A file's reader has a whole inference to prepare the next frame in, and the model's threads leave gaps; at equal

@@ -33,6 +33,7 @@ class Console:
         quiet: Whether to say nothing.
         out: Where to write.
         clock: Seconds, monotonic.
+        trouble: Returns what has gone wrong that does not end the run; said once, also when quiet.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Console:
         quiet: bool,
         out: TextIO,
         clock: Callable[[], float] = time.monotonic,
+        trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._names, self._stats, self._total = names, stats, total
         self._progress, self._quiet, self._out, self._clock = progress, quiet, out, clock
+        self._trouble, self._warned = trouble, False
         self._begin = self._drawn_at = clock()
         self._said = [State.LIVE] * len(names)
         self._said_at = [-ANNOUNCE_S] * len(names)
@@ -65,6 +68,7 @@ class Console:
         """Say what is due; called often."""
         now = self._clock()
         self._announce()
+        self._warn()
         if self._progress and now - self._drawn_at >= PROGRESS_S:
             self._drawn_at = now
             shown = sum(stats.shown for stats in self._stats)
@@ -72,8 +76,19 @@ class Console:
             self._out.write(f"\r\033[K{shown}{of} frames, {shown / (now - self._begin):.1f} a second")
             self._out.flush()
 
-    def clear(self) -> None:
-        """Take the progress line away."""
+    def end(self) -> None:
+        """Say what has not been said, and take the progress line away."""
+        self._warn()
+        self._clear()
+
+    def _warn(self) -> None:
+        if not self._warned and (trouble := self._trouble()) is not None:
+            self._warned = True
+            self._clear()
+            self._out.write(f"warning: {trouble}\n")
+            self._out.flush()
+
+    def _clear(self) -> None:
         if self._progress:
             self._out.write("\r\033[K")
             self._out.flush()
@@ -87,7 +102,7 @@ class Console:
                     self._lost_ns.pop(index, None)
                 continue
             self._said[index], self._said_at[index] = status.state, now
-            self.clear()
+            self._clear()
             self._out.write(f"{self._names[index]}: {self._words(index, status)}\n")
             self._out.flush()
 

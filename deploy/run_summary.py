@@ -7,10 +7,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploy.stats import StreamStats
 from deploy.timing import Percentiles, samples_needed
+
+if TYPE_CHECKING:
+    from deploy.collect import Collected
 
 SCHEMA = 2
 """Of the summary's JSON. 2: a block for each stream, `skipped`, reconnects and threads."""
@@ -30,9 +33,12 @@ class StreamSummary:
         losses: Cause -> how often the source was lost by it.
         fps: Frames shown a second.
         stages: Stage of STAGES -> its duration a frame, over the latest KEPT_SAMPLES frames. `infer` is the model
-            alone, in company of the other stages, for all that went into one run of it.
+            alone, in company of the other stages, for all that went into one run of it; `smooth` and `score` are there
+            where results are steadied and frames are collected.
         latency: From the moment the source had a frame until all sinks had it; likewise.
         miou: Against the truth, where the source knows it and its classes are the model's.
+        flicker: Share in [0, 1] of pixels whose class changed while their truth did not, see `deploy.flicker`;
+            likewise.
     """
 
     captured: int
@@ -46,6 +52,7 @@ class StreamSummary:
     stages: Mapping[str, Percentiles | None]
     latency: Percentiles | None
     miou: float | None
+    flicker: float | None = None
 
     @property
     def dropped(self) -> int:
@@ -53,7 +60,7 @@ class StreamSummary:
         return self.dropped_late + self.dropped_at_end
 
     @classmethod
-    def of(cls, stats: StreamStats, seconds: float, miou: float | None) -> StreamSummary:
+    def of(cls, stats: StreamStats, seconds: float, miou: float | None, flicker: float | None = None) -> StreamSummary:
         """Read the counts of a stream that has ended."""
         return cls(
             captured=stats.captured,
@@ -67,6 +74,7 @@ class StreamSummary:
             stages={name: durations.percentiles() for name, durations in stats.stages.items()},
             latency=stats.latency.percentiles(),
             miou=miou,
+            flicker=flicker,
         )
 
 
@@ -81,6 +89,7 @@ class RunSummary:
         rss_end_mb: Likewise after the last.
         threads: Threads of this process at the end, the runtime's included; None likewise.
         interrupted: Whether a signal ended it.
+        collected: What there is in the folder of `--collect`; None without one.
     """
 
     streams: tuple[StreamSummary, ...]
@@ -89,6 +98,7 @@ class RunSummary:
     rss_end_mb: float | None
     threads: int | None
     interrupted: bool
+    collected: Collected | None = None
 
     @property
     def captured(self) -> int:
@@ -170,6 +180,11 @@ def table(summary: RunSummary, titles: Sequence[str]) -> str:
             f"memory   {summary.rss_start_mb:.0f} MB at the start, {summary.rss_end_mb:.0f} MB at the end, "
             f"{summary.threads} threads"
         )
+    if (found := summary.collected) is not None:
+        lines.append(
+            f"kept     {found.kept} frames, {found.total_bytes / 1e6:.1f} MB in {found.folder}"
+            + (f"; {found.missed} missed, the disk was behind" if found.missed else "")
+        )
     needed = [(f"p{round(100 * p)}", samples_needed(p)) for p in (0.5, 0.9, 0.95, 0.99)]
     fewest = min(stream.shown for stream in summary.streams)
     missing = [f"{name} needs {count}" for name, count in needed if fewest < count]
@@ -192,6 +207,8 @@ def _block(stream: StreamSummary, seconds: float) -> list[str]:
         lines.append(f"lost     {sum(stream.losses.values())} times ({causes}), {stream.reconnects} times back")
     if stream.miou is not None:
         lines.append(f"mIoU     {100 * stream.miou:.2f} % against the scene's truth")
+    if stream.flicker is not None:
+        lines.append(f"flicker  {100 * stream.flicker:.2f} % of the pixels whose truth stays, from frame to frame")
     lines += ["", f"{'ms':<8}{'mean':>8}{'p50':>8}{'p90':>8}{'p95':>8}{'p99':>8}{'max':>8}"]
     return lines + [_row(name, value) for name, value in {**stream.stages, "latency": stream.latency}.items()]
 

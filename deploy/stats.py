@@ -17,6 +17,8 @@ KEPT_SAMPLES = 1 << 15
 RECENT_S = 3.0
 """Seconds over which the present rate is taken."""
 STAGES = ("read", "fit", "infer", "restore", "write")
+OPTIONAL_STAGES = ("smooth", "score")
+"""What is done behind the inference where it is asked for: steadying results, and judging frames to collect."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class StreamStats:
         clock: Nanoseconds, monotonic, the clock of `Frame.captured_ns`.
 
     Attributes:
-        stages: Stage of STAGES -> its durations a frame.
+        stages: Stage of STAGES, and of OPTIONAL_STAGES those there are -> its durations a frame, in their order.
         latency: From capture until all sinks had it.
         losses: Cause -> how often the stream was lost by it.
         status: How the stream is.
@@ -95,6 +97,13 @@ class StreamStats:
         self.losses: Counter[str] = Counter()
         self.status = StreamStatus(State.LIVE, clock())
         self._shown_ns: deque[int] = deque(maxlen=128)
+
+    def add_stage(self, name: str) -> None:
+        """Make room for a stage of OPTIONAL_STAGES, behind the inference; before the run begins."""
+        behind = STAGES.index("infer") + 1
+        order = (*STAGES[:behind], *OPTIONAL_STAGES, *STAGES[behind:])
+        self.stages = {**self.stages, name: Durations()}
+        self.stages = {stage: self.stages[stage] for stage in order if stage in self.stages}
 
     def capture(self) -> None:
         """Count a frame of the source that is to be inferred."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 
 from lfd.errors import UsageError
 
@@ -12,6 +14,7 @@ _SECRET = re.compile(
     r"([/?&;][\w.-]*(?:pas|pass\w*|psw|pwd|token|secret|key|auth\w*|user\w*|loginuse|usr|login|sig\w*)=)[^&#;\s]*",
     re.IGNORECASE,
 )
+_VARIABLE = re.compile(r"\$\{(\w+)\}", re.ASCII)
 
 
 def redact(text: str) -> str:
@@ -22,6 +25,31 @@ def redact(text: str) -> str:
     path, and `NAME:PASSWORD@` where the scheme was forgotten or mistyped.
     """
     return _SECRET.sub(r"\1***", _BARE.sub("***@", _USERINFO.sub(r"\1***@", text)))
+
+
+def expand(text: str, quote: Callable[[str], str] = str) -> str:
+    """Put the values of environment variables in place of `${NAME}`: secrets that are not typed are in no process list.
+
+    What is shown of a text is what was typed, so that no value comes into a message.
+
+    Args:
+        text: What was typed.
+        quote: Makes a value fit to stand there.
+
+    Raises:
+        UsageError: There is no such variable, or it is empty.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise UsageError(
+                f"{redact(text)!r}: the environment has {'nothing in' if found == '' else 'no'} {match[1]}. "
+                f"Fix: export {match[1]}"
+            )
+        return quote(found)
+
+    return _VARIABLE.sub(value, text)
 
 
 def check_name(text: str) -> None:

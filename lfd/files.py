@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,13 +62,39 @@ def replacing(path: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
-def clear_partial(folder: Path) -> None:
-    """Remove what `replacing` left in a folder when its process was killed; hold the folder meanwhile (`locked`)."""
-    for aside in folder.glob(".*.partial*"):
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink()
+def clear_partial(folder: Path, before: str = r".+\.", after: str = r"(\.[^.]+)?") -> None:
+    """Remove what `replacing` and its like left half-written whose process was killed.
+
+    What another process still writes stays, and what has another name. What cannot be removed is somebody else's.
+
+    Args:
+        folder: Where it was written; it may be absent.
+        before: Regular expression of what stands in a name between its first dot and `PID.partial`.
+        after: Likewise, of what stands behind.
+    """
+    left = re.compile(rf"\.{before}(?P<process>\d{{1,9}})\.partial{after}")
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        match = left.fullmatch(entry.name)
+        if match is None or _runs(int(match["process"])):
+            continue
+        with contextlib.suppress(OSError):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Tell whether another process has this number; in a container, the one before us may have had our own."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -81,7 +81,7 @@ def make_options(ort: Any, threads: int) -> Any:
     # LRASPP-MobileNetV3 480x360, two cores, frames a second, spinning / not: alone 63 / 54; a film to null://
     # 53 / 51, so that the pipeline keeps 0.84 / 0.91 to 0.95; beside one other busy process 17 / 31. Spinning
     # for 20 or 100 us only gives 50 and 25 to 28. Spinning that stops with each run (session.force_spinning_stop) is
-    # quick alone, and no better in company: a film written 69 / 73, an int8 DeepLabV3-R18 beside a busy process 18 / 22.
+    # quick alone, and no better in company: a film written 69 / 73, int8 DeepLabV3-R18 beside a busy process 18 / 22.
     # What else runs is unknown here: do not spin.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # its log repeats what the exception says

@@ -25,7 +25,7 @@
 
 Nothing stands under a final name before it is complete. A source that ends gives all pictures, or all lines, or none.
 A live one may run for days: each of its pictures gets its name at once, lines are appended under the final name, and
-both stay when the run fails, as finished segments do. A segment takes up to half a second to finish.
+both stay when the run fails; so does its film, as far as it plays. What a killed run left is removed by the next one.
 """
 
 from deploy.sinks.display import check_display, has_screen

@@ -1,4 +1,4 @@
-"""Writing many small files in a run that may take days."""
+"""Names under which output is written until it is complete, and writing many small files in a run that takes days."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def unwritable(path: Path, error: OSError) -> SinkError:
     return SinkError(f"{path}: cannot be written ({error.strerror or error}). Fix: free space, or write elsewhere")
 
 
+def aside_of(path: Path) -> Path:
+    """Return the name for a file while it is written; it keeps the suffix, by which writers choose their format."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
 def write_aside(path: Path, data: bytes) -> None:
     """Write a file beside its place and rename it, so that no reader meets half of it.
 
@@ -21,7 +26,7 @@ def write_aside(path: Path, data: bytes) -> None:
     Raises:
         SinkError: It cannot be written; nothing of it stays.
     """
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    aside = aside_of(path)
     try:
         aside.write_bytes(data)
         aside.replace(path)

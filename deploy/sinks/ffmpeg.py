@@ -31,7 +31,13 @@ DEATH_S = 0.5
 KEYFRAME_S = 2.0
 """A film that was cut off plays up to its last key frame but one."""
 KEPT_LINES = 20
+ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+"""What of ours it gets: another variable may hold a camera's password."""
 _INSTALL = "Fix: apt install ffmpeg (Debian, Ubuntu), brew install ffmpeg (macOS), or write FILE.webm, which needs none"
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
 
 
 @functools.cache
@@ -47,6 +53,7 @@ def encoders(program: str) -> frozenset[str]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=ASK_S,
+            env=_environment(),
             check=True,
             text=True,
             errors="replace",
@@ -128,6 +135,7 @@ class FfmpegEncoder:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 bufsize=0,
+                env=_environment(),
                 start_new_session=True,  # Ctrl-C is for us: we end it when all pictures are in
             )
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.frames import Frame, State, StreamStatus, VideoInfo
-from deploy.sinks.aside import unwritable
+from deploy.sinks.aside import aside_of, unwritable
 from deploy.stats import StatsSnapshot
 from lfd.errors import SinkError
+from lfd.files import clear_partial
 from lfd.preprocess import Image
 from lfd.spec import Labels
 
@@ -45,7 +47,8 @@ class JsonLinesSink:
     ) -> None:
         self._path, self._names, self._stats, self._every = path, labels.names, stats, every
         self._live = info.live
-        self._at = path if info.live else path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        self._at = path if info.live else aside_of(path)
+        clear_partial(path.parent, rf"{re.escape(path.stem)}\.", re.escape(path.suffix))
         self._file: FileIO | None = None
         self._size = self._frames = 0
         self._status: StreamStatus | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deploy.texts import check_name, redact
+from deploy.texts import check_name, expand, redact
 from lfd.config import among, within
 from lfd.data.query import parse_query, split_query
 from lfd.errors import UsageError
@@ -110,7 +110,7 @@ def parse_sink(text: str) -> Target:
         else:
             if allowed is not None:
                 among(f"{name} option {key}", value, allowed)
-            options[key] = value
+            options[key] = expand(value) if key == "token" else value
     if kind == "page":
         return Target(text, kind, None, _address(name, place, options), options)
     path = None if kind in ("null", "display") else Path(place).expanduser()

@@ -14,6 +14,7 @@ from deploy.frames import Frame, StreamStatus, VideoInfo
 from deploy.overlay import Overlay
 from deploy.sinks.aside import unwritable, write_aside
 from lfd.errors import SinkError
+from lfd.files import clear_partial
 from lfd.preprocess import Image
 
 # Level 1: 1.4 ms for a 480x360 mask against 2.6 ms at OpenCV's default, for a slightly larger file.
@@ -53,6 +54,7 @@ class PictureSink:
         self._made = not folder.exists()
         self._kept: deque[str] = deque()
         self._frames = 0
+        clear_partial(folder, rf"(?:\d{{{self._digits}}}\.)?", rf"(?:\.{format})?")
 
     def write(self, frame: Frame, class_map: Image) -> None:
         """Write one picture.
@@ -76,7 +78,7 @@ class PictureSink:
         if not self._live and (self._at / name).exists():
             raise SinkError(
                 f"{self._folder}: two pictures are named {frame.name!r}, and would give the same {name}. "
-                "Fix: run on one folder at a time"
+                "Fix: run on one folder at a time, and without loop"
             )
         write_aside(self._at / name, data.tobytes())
         if self._keep:

@@ -5,7 +5,7 @@
     csi://0                  csi       ?size=1280x720&fps=30              needs the system's OpenCV, with GStreamer
     rtsp:// rtsps://         rtsp      #transport=udp                     tcp by default
     http:// https://         http      #loop=true (a film)                MJPEG, MPEG-TS, HLS are live; a file is a film
-    FILE                     film      #loop=true                         every frame, in order
+    FILE file:///FILE        film      #loop=true                         every frame, in order
     DIR, 'GLOB'              pictures  #loop=true                         in natural order
     street:                  street    ?size=240x320&seed=7&fps=25        live with fps=; size is HEIGHTxWIDTH here
 
@@ -13,6 +13,9 @@
     read_timeout=5          rtsp http             seconds within which the next picture must come
     give_up=SECONDS         camera csi rtsp http  an outage so long is final (exit code 3); by default none is
     tls_verify=false        rtsp http             takes a certificate that nobody vouches for
+
+`${NAME}` in the address of a stream is the environment variable's value, whatever characters it has:
+`rtsp://${CAM_USER}:${CAM_PASSWORD}@host/cam`, in quotes that the shell does not look into.
 
 Options stand after `?` where the address is ours and after `#` where it is somebody else's, because the query of a URL
 belongs to its server: `rtsp://host/cam?channel=1#transport=udp&give_up=60`.
@@ -79,7 +82,7 @@ def kind_of(text: str) -> str:
         return "camera"
     address = split_file(text)[0]
     path = Path(address).expanduser()
-    scheme = re.match(r"([a-z][a-z0-9+.-]{2,}):", text, re.IGNORECASE)
+    scheme = re.match(r"([a-z][a-z0-9+.-]{2,}):", address, re.IGNORECASE)
     if scheme and not path.exists():
         name = scheme[1].lower()
         if name not in _SCHEMES:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from deploy.texts import redact
+from deploy.texts import expand, redact
 from lfd.console import parse_size
 from lfd.data.query import parse_flag, parse_query
 from lfd.errors import UsageError
@@ -99,9 +100,22 @@ def _shown(text: str) -> str:
 
 
 def split_file(text: str) -> tuple[str, str]:
-    """Take a path or pattern and the options after its `#` apart; a file that is there may have a # in its name."""
+    """Take a path or pattern and the options after its `#` apart; a file that is there may have a # in its name.
+
+    A `file:` URL (RFC 8089) is a path too.
+
+    Raises:
+        UsageError: It is of another machine.
+    """
     path, _, query = text.partition("#")
-    return (path, query) if "=" in query and not Path(text).expanduser().exists() else (text, "")
+    if not query or "=" not in query or Path(text).expanduser().exists():
+        path, query = text, ""
+    url = re.fullmatch(r"file:(?://(?:localhost)?(?=/))?(.+)", path, re.IGNORECASE | re.DOTALL)
+    if url is None or Path(path).exists():
+        return path, query
+    if url[1].startswith("//"):
+        raise UsageError(f"source {_shown(text)!r}: is a file of another machine; expected file:///PATH")
+    return unquote(url[1]), query
 
 
 def _read(kind: str, key: str, value: str) -> dict[str, object]:
@@ -156,28 +170,44 @@ class Url:
     password: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Url:
+    def typed(cls, text: str) -> Url:
+        """Read a URL that a user has typed, with environment variables as `${NAME}`; in those, all characters go.
+
+        Raises:
+            UsageError: As in `parse`, or there is no such variable.
+        """
+        return cls.parse(expand(text, partial(quote, safe="")), text)
+
+    @classmethod
+    def parse(cls, text: str, shown: str = "") -> Url:
         """Read a URL.
+
+        Args:
+            text: The URL.
+            shown: What messages show of it; by default itself, without credentials.
 
         Raises:
             UsageError: It has no host, an impossible port, or characters that no URL has or no header may have.
         """
+        shown = _shown(shown or text)
         try:
             if not text.isascii() or not text.isprintable() or " " in text:
                 raise ValueError
             parts = urlsplit(text)
-            host, port = parts.hostname, parts.port
+            host, port = parts.hostname, _port(parts.netloc)
         except ValueError:  # its message may hold the password
             host, port, parts = None, None, urlsplit("")
-        if not host or port == 0:
+        if host and port is not None and not 0 < port < 65536:
+            raise UsageError(f"source {shown!r}: there is no port {port}; expected 1 to 65535")
+        if not host:
             raise UsageError(
-                f"source {_shown(text)!r} is no URL; expected SCHEME://[USER:PASSWORD@]HOST[:PORT]/PATH. "
+                f"source {shown!r} is no URL; expected SCHEME://[USER:PASSWORD@]HOST[:PORT]/PATH. "
                 "Fix: write special characters of a password as %XX"
             )
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         if any(ord(c) < 0x20 for c in user + password):  # they would end a header's line
-            raise UsageError(f"source {_shown(text)!r}: its user name or password has control characters")
+            raise UsageError(f"source {shown!r}: its user name or password has control characters")
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], target, user, password)
 
     @property
@@ -204,6 +234,20 @@ class Url:
 
     def __repr__(self) -> str:
         return redact(self.public)
+
+
+def _port(netloc: str) -> int | None:
+    """Return the port, also one that does not exist; None where there is none.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    digits = netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2]
+    if not digits:
+        return None
+    if not (digits.isdecimal() and len(digits) < 10):
+        raise ValueError
+    return int(digits)
 
 
 _PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}

@@ -24,7 +24,7 @@ def timeouts(options: Options) -> list[int]:
 class LiveSource:
     """What a capture gives, as it comes; pictures that have only waited are passed over.
 
-    A stream that changes its size midway is scaled to the first size, by OpenCV.
+    A stream that changes its size midway goes on at the first size, scaled by OpenCV, or (JPEG) at its own.
 
     Args:
         capture: Open; closed with this.

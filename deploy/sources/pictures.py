@@ -15,7 +15,6 @@ from deploy.texts import check_name, redact
 from lfd.data.base import read_picture
 from lfd.data.frames import PICTURES, natural
 from lfd.errors import DataError, SourceError
-from lfd.preprocess import Image
 
 
 class PictureSource:
@@ -26,10 +25,12 @@ class PictureSource:
         options: None applies here.
 
     Raises:
-        SourceError: Nothing there, or the first one is broken. While iterating: one is broken.
+        SourceError: Nothing there, or none can be decoded. At the end of the iteration: some could not, and were
+            passed over.
     """
 
     def __init__(self, address: str, options: Options) -> None:
+        self._name = redact(address)
         root = Path(address).expanduser()
         if root.is_file():
             found, wanted = [root], ""
@@ -41,28 +42,28 @@ class PictureSource:
             found = [p for p in matches if p.suffix.lower() in PICTURES and p.is_file()]
             wanted = "for this name or pattern"
         if not found:
-            raise SourceError(f"{redact(address)}: no pictures {wanted}; expected {', '.join(PICTURES)}")
+            raise SourceError(f"{self._name}: no pictures {wanted}; expected {', '.join(PICTURES)}")
         for path in found:
             check_name(str(path))
         self._paths = sorted(found, key=natural)
-        first = self._read(self._paths[0])
-        self.info = VideoInfo((first.shape[1], first.shape[0]), 0.0, len(self._paths), False)
         self._closed = False
+        first = next(iter(self)).image
+        self.info = VideoInfo((first.shape[1], first.shape[0]), 0.0, len(self._paths), False)
 
     def __iter__(self) -> Iterator[Frame]:
+        damaged: list[str] = []
         for index, path in enumerate(self._paths):
             if self._closed:
                 return
-            image = self._read(path)
+            try:
+                image = read_picture(path, cv2.IMREAD_COLOR)
+            except DataError as error:
+                damaged.append(str(error))
+                continue
             yield Frame(image, index, time.monotonic_ns(), path.stem)
-
-    @staticmethod
-    def _read(path: Path) -> Image:
-        try:
-            image = read_picture(path, cv2.IMREAD_COLOR)
-        except DataError as error:
-            raise SourceError(str(error)) from error
-        return image
+        if damaged:
+            what = f"{self._name}: {len(damaged)} of {len(self._paths)} pictures cannot be read, the first is "
+            raise SourceError(f"{what if len(self._paths) > 1 else ''}{damaged[0]}")
 
     def close(self) -> None:
         """End the iteration."""

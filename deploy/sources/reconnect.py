@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +16,9 @@ from deploy.sources.stop import Stop
 
 STABLE_S = 10.0
 """A stream that is lost sooner after it came back is tried again no faster than before."""
+LAST_S = 1.0
+"""What the last attempt is given before a stream is given up."""
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,49 @@ class Backoff:
         return ceiling * (1 + self.draw()) / 2
 
 
+class _Attempt:
+    """An opening in a thread of its own: nothing ends one that a library has under way.
+
+    Args:
+        open_stream: Opens the source; raises StreamError.
+    """
+
+    def __init__(self, open_stream: Callable[[], FrameSource]) -> None:
+        self._open = open_stream
+        self._lock = threading.Lock()
+        self._left = False
+        self._source: FrameSource | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="lfd-reopen", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            source = self._open()
+        except BaseException as error:
+            self._error = error
+            return
+        with self._lock:
+            if not self._left:
+                self._source = source
+                return
+        source.close()
+
+    def result(self, given_up: Callable[[], bool]) -> FrameSource | None:
+        """Wait for the source; return None once it is given up, and close it should it open after all.
+
+        Raises:
+            StreamError: It did not open.
+        """
+        while self._thread.is_alive() and not given_up():
+            self._thread.join(_POLL_S)
+        with self._lock:
+            self._left = True
+        if self._error is not None:
+            raise self._error
+        return self._source
+
+
 class Reconnecting:
     """A source around one that may be lost: it says so, waits, opens it again, and goes on.
 
@@ -47,7 +95,7 @@ class Reconnecting:
 
     Args:
         open_stream: Opens the source; raises StreamError.
-        give_up_s: Length of one outage after which it is final; None: never.
+        give_up_s: Length of one outage after which it is final, give or take LAST_S; None: never.
         backoff: The waits.
         stop: Shared with `open_stream`, so that `close` ends its waits too.
         clock: Seconds; as `stop.wait` waits.
@@ -96,31 +144,35 @@ class Reconnecting:
     def _until_back(self, fault: StreamError) -> Iterator[StreamStatus]:
         """Yield what is tried until the source is open again, or `close` was called."""
         begin = self._clock()
-        is_last = self._give_up_s == 0
+        end = begin + (math.inf if self._give_up_s is None else self._give_up_s)
         for attempt in count():
-            outage = self._clock() - begin
-            if is_last:
-                raise self._given_up(fault, attempt, outage)
-            wait = self._backoff.wait_s(self._step)
-            if self._give_up_s is not None and outage + wait >= self._give_up_s:
-                wait, is_last = max(0.0, self._give_up_s - outage), True
+            now = self._clock()
+            if now >= end:
+                raise self._given_up(fault, attempt, now - begin)
+            wait = min(self._backoff.wait_s(self._step), end - now)
             self._step += 1
             yield self._status(State.LOST, begin, fault, attempt, wait)
             if self._stop.wait(wait):
                 return
             try:
-                self._source = self._open()
+                source = self._attempt(max(end, self._clock() + LAST_S))
             except StreamError as again:
                 fault = again
-                if self._stop.is_set():
-                    return
-                continue
+                source = None
             if self._stop.is_set():  # closed while it was opened
-                self._source.close()
+                if source is not None:
+                    source.close()
                 return
+            if source is None:
+                continue
+            self._source = source
             self._reconnects += 1
             yield self._status(State.LIVE, self._clock(), None, attempt + 1, None)
             return
+
+    def _attempt(self, end: float) -> FrameSource | None:
+        """Open the source; return None where it takes until the end."""
+        return _Attempt(self._open).result(lambda: self._stop.is_set() or self._clock() >= end)
 
     def _status(
         self, state: State, since: float, fault: StreamError | None, attempt: int, wait: float | None

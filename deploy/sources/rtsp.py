@@ -25,7 +25,7 @@ def open_rtsp(address: str, options: Options) -> Reconnecting:
         UsageError: It is no URL.
         StreamError: It does not open, with what the server says.
     """
-    url, stop = Url.parse(address), Stop()
+    url, stop = Url.typed(address), Stop()
 
     def open_stream() -> LiveSource:
         begin = time.monotonic()
@@ -68,8 +68,10 @@ def open_live(
     Raises:
         StreamError: It is not open, or gives no picture.
     """
-    limit_s = options.read_timeout_s if capture.is_opened() else options.open_timeout_s
-    first = capture.read() if capture.is_opened() else None
+    limit_s, first = options.open_timeout_s, None
+    if capture.is_opened():
+        limit_s, begin = options.read_timeout_s, time.monotonic()
+        first = capture.read()
     if first is None:
         capture.close()
         cause, detail = diagnose(time.monotonic() - begin >= 0.95 * limit_s)

@@ -27,7 +27,7 @@ class StreetSource:
         from lfd.data import street  # noqa: PLC0415 - only who films it pays for it
 
         asked = street.parse_options(address.partition(":")[2])
-        self._street = street.Street(asked.seed, asked.size_hw)
+        self._street = street.Street(asked.seed, asked.size_hw, asked.light, asked.weather)
         live = asked.fps > 0
         self._frames = asked.frames or (None if live else STREET_FRAMES)
         self._pace = street.FPS / asked.fps if live else 1.0

@@ -68,6 +68,11 @@ class Answer:
         """What it says that it is, in small letters, with parameters; "" when it does not."""
         return self.body.getheader("Content-Type", "")
 
+    @property
+    def length(self) -> int | None:
+        """How many bytes are still to come; None where it does not say, as of a live stream."""
+        return self.body.length
+
     def allow(self, seconds: float) -> None:
         """Let what is read from now on take so long."""
         self._connection.deadline = time.monotonic() + seconds

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from lfd.data.base import MAX_PIXELS
+from lfd.data.mp4 import edited_ms
 from lfd.errors import DataError
 from lfd.preprocess import Image
 
@@ -39,6 +40,18 @@ def silence_ffmpeg() -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
+def promised_frames(path: Path, declared: int, fps: float) -> int:
+    """Return how many frames a film says that it shows: a trimmed one may hold more, which no player shows.
+
+    Args:
+        path: The film.
+        declared: How many its index lists; 0 where it does not say.
+        fps: Its mean rate; 0 likewise.
+    """
+    played_ms = edited_ms(path) if declared and fps else None
+    return declared if played_ms is None else min(declared, round(played_ms * fps / 1e3))
+
+
 def ends_early(frames: int, declared: int, fps: float, position_ms: float) -> bool:
     """Tell a film that was cut from one whose header only estimates the number of frames.
 
@@ -47,7 +60,7 @@ def ends_early(frames: int, declared: int, fps: float, position_ms: float) -> bo
 
     Args:
         frames: How many were decoded.
-        declared: How many the header says; 0 where it does not.
+        declared: How many it says that it shows, see `promised_frames`; 0 where it does not.
         fps: Its mean rate; 0 where it does not say.
         position_ms: Time of the last frame.
     """
@@ -71,16 +84,18 @@ def measure(path: Path) -> FilmInfo:
         height, width = first.shape[:2]
         if height * width > MAX_PIXELS:
             raise DataError(f"{path}: frames of {width}x{height} pixels; at most {MAX_PIXELS} are read")
-        declared, fps = max(0.0, capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        fps = fps if 0 < fps < 1e4 else 0.0
+        declared = promised_frames(path, max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))), fps)
         frames, position_ms = 1, 0.0
         while capture.grab():
             frames += 1
             position_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
     finally:
         capture.release()
-    if ends_early(frames, int(declared), fps if 0 < fps < 1e4 else 0.0, position_ms):
+    if ends_early(frames, declared, fps, position_ms):
         raise DataError(
-            f"{path}: ends after frame {frames} of {int(declared)}: it was cut or is damaged. "
+            f"{path}: ends after frame {frames} of {declared}: it was cut or is damaged. "
             "Fix: copy it again, or remove it"
         )
     return FilmInfo(frames, (height, width))

@@ -3,7 +3,7 @@
     apt install python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
 
 Usage: rtsp_server.py PORT WxH [USER:PASSWORD:basic|digest]. It writes `ready`, serves /live (H.264)
-and /jpeg, and reads lines from stdin: `size WxH` (of who connects next), `stall` and `go`. It ends with its stdin.
+and /jpeg, and reads lines from stdin: `size WxH` (of streams under way too), `stall` and `go`. It ends with its stdin.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ CODECS = {
     "/live": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=15 ! rtph264pay name=pay0 config-interval=1",
     "/jpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
 }
+
+
+def caps(width: int, height: int) -> str:
+    return f"video/x-raw,format=I420,width={width},height={height},framerate={FPS}/1"
 
 
 def stamped(width: int, height: int) -> bytes:
@@ -52,7 +56,7 @@ class Factory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
         width, height = self._size
         return Gst.parse_launch(
             f"appsrc name=src is-live=true format=time do-timestamp=true block=true max-bytes={width * height * 3} "
-            f"caps=video/x-raw,format=I420,width={width},height={height},framerate={FPS}/1 ! {self._codec}"
+            f"caps={caps(width, height)} ! {self._codec}"
         )
 
     def do_configure(self, media: Any) -> None:
@@ -65,6 +69,9 @@ class Factory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
             self._running.wait()
             time.sleep(max(0.0, begin + number / FPS - time.monotonic()))
             number += 1
+            if [width, height] != self._size:
+                width, height = self._size
+                source.set_property("caps", Gst.Caps.from_string(caps(width, height)))
             if source.emit("push-buffer", Gst.Buffer.new_wrapped(stamped(width, height))) != Gst.FlowReturn.OK:
                 return
 

@@ -207,12 +207,14 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(206 if "Range" in self.headers else 200, headers, data[begin:])
 
     def serve_ts(self) -> None:
-        """A film as a camera sends it: at its pace, without a length."""
+        """A film as a camera sends it: at its pace, without a length; with `?file=1` as a file, without ranges."""
         self.send_response(200)
+        data = Path(os.environ["TS"]).read_bytes()
         self.send_header("Content-Type", "video/mp2t")
         self.send_header("Connection", "close")
+        if "file" in self.query:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        data = Path(os.environ["TS"]).read_bytes()
         for begin in range(0, len(data), 1880):
             self.wfile.write(data[begin : begin + 1880])
             time.sleep(0.002)
@@ -298,6 +300,67 @@ def serving(command: list[str], env: dict[str, str] | None = None) -> Iterator[S
 
 def http_command() -> list[str]:
     return [sys.executable, __file__, "{port}"]
+
+
+class Relay:
+    """Stands between a client and a server on loopback, and may change what the server sends.
+
+    Attributes:
+        port: Where it listens.
+        change: Takes what the server sends, and returns what the client gets; None holds it all back.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._server = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(0.1)
+        self.port = int(self._listener.getsockname()[1])
+        self.change: Callable[[bytes], bytes] | None = lambda data: data
+        self._ends: list[socket.socket] = []
+        self._closed = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while not self._closed.is_set():
+            with suppress(TimeoutError, ConnectionError):
+                client = self._listener.accept()[0]
+                client.settimeout(None)
+                server = socket.create_connection(("127.0.0.1", self._server))
+                self._ends += [client, server]
+                for ends in ((client, server), (server, client)):
+                    self._threads.append(threading.Thread(target=self._pump, args=(*ends, ends[0] is server)))
+                    self._threads[-1].start()
+
+    def _pump(self, one: socket.socket, other: socket.socket, may_change: bool) -> None:
+        with suppress(OSError):
+            while data := one.recv(65536):
+                while may_change and self.change is None and not self._closed.wait(0.01):
+                    pass
+                other.sendall(self.change(data) if may_change and self.change else data)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._threads[0].join()
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in (self._listener, *self._ends):
+            end.close()
+
+
+@contextmanager
+def relaying(port: int) -> Iterator[Relay]:
+    relay = Relay(port)
+    try:
+        yield relay
+    finally:
+        relay.close()
 
 
 @contextmanager

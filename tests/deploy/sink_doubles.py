@@ -74,7 +74,10 @@ def files_up_to(size: int) -> Iterator[None]:
 
 def _open_now() -> tuple[set[str], set[str], set[str]]:
     own = os.getpid()
-    children = {c for task in Path(f"/proc/{own}/task").iterdir() for c in (task / "children").read_text().split()}
+    children = set()
+    for task in Path(f"/proc/{own}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            children.update((task / "children").read_text().split())
     descriptors = set()
     for entry in Path(f"/proc/{own}/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that lists them

@@ -94,7 +94,8 @@ def test_a_failure_comes_out_of_the_loop(spec: ModelSpec, failing: str) -> None:
     with pytest.raises(type(cause)) as caught:
         for _ in deploy.run(Failing(spec), source, [sink]):
             seen += 1
-    assert caught.value is cause and seen <= 3 and sink.complete == [False] and source.closed == 1
+    assert caught.value is cause and seen <= 3 and source.closed == 1
+    assert sink.complete == [failing == "source"]
 
 
 def test_a_slow_body_gets_fresh_frames(spec: ModelSpec) -> None:
@@ -116,6 +117,19 @@ def test_texts_are_opened_and_closed(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         deploy.run(str(tiny_model), "street:", [str(lines)])
     assert len(list(deploy.run(str(tiny_model), "street:?frames=1", [str(lines)], overwrite=True))) == 1
+
+
+def test_smoothing(spec: ModelSpec) -> None:
+    blink = FakeSession(spec, rule=lambda image: np.full((24, 32), image.max() % 3, np.uint8))
+    for smooth in (0.2, "200ms", "hysteresis:0.2s"):
+        run = deploy.run(blink, ListSource(3), smooth=smooth)
+        assert len(list(run)) == 3 and "smooth" in run.summary.stages
+    source = ListSource(1)
+    with pytest.raises(UsageError, match="smoothing 'x'"):
+        deploy.run(blink, source, smooth="x")
+    with pytest.raises(UsageError, match="take hysteresis"):
+        deploy.run(blink, source, smooth="exponential:1s")
+    assert source.closed == 1
 
 
 def test_errors(spec: ModelSpec, tiny_model: Path, tmp_path: Path) -> None:

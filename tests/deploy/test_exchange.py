@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.exchange import FRESH_S, QUEUE, Ended, Exchange, Stopped
+from deploy.exchange import FRESH_S, Ended, Exchange, Stopped
 from deploy.frames import State, StreamStatus
+from deploy.lane import QUEUE
 
 SLACK_S = 8.0
 

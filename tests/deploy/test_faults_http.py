@@ -26,7 +26,7 @@ from servers import (
 
 from deploy.frames import Cause, State
 from deploy.sources import StreamError, open_source
-from lfd.errors import UsageError
+from lfd.errors import SourceError, UsageError
 
 if os.environ.get("LFD_BLOCK_TORCH"):
     pytest.skip("faults are the same without torch", allow_module_level=True)
@@ -204,6 +204,53 @@ def test_an_outage_that_is_given_up() -> None:
         server.start()
 
 
+def test_giving_up_a_server_that_takes_connections_and_never_answers() -> None:
+    with serving(http_command()) as server:
+        watch = Watch(open_source(url(server, "live", options="#open_timeout=8&read_timeout=0.5&give_up=1.5")))
+        watch.until_frames(2)
+        server.freeze()
+        watch.until_state(State.LOST, 3)
+        begin = time.monotonic()
+        watch.until(lambda: watch.error, 20)
+        assert time.monotonic() - begin < 1.5 + 1.5
+        assert isinstance(watch.error, StreamError) and "given up" in str(watch.error)
+        server.thaw()
+        watch.close()
+
+
+def test_a_password_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAM_USER", USER)
+    monkeypatch.setenv("CAM_PASSWORD", PASSWORD)
+    account = "${CAM_USER}:${CAM_PASSWORD}"
+    for path in ("basic", "digest"):
+        source = open_source(url(server, path, account))
+        assert next(iter(source)).image.any()
+        source.close()
+    monkeypatch.setenv("CAM_PASSWORD", "hunter2")
+    with pytest.raises(StreamError, match="is wrong") as caught:
+        open_source(url(server, "basic", account))
+    assert "hunter2" not in str(caught.value) and USER not in str(caught.value)
+
+
+def test_a_server_gets_no_variable_by_sending_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET", "hunter2")
+    asked = []
+
+    def answer() -> None:
+        for reply in (b"HTTP/1.1 302 Found\r\nLocation: /${AWS_SECRET}\r\n\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n"):
+            with listener.accept()[0] as client:
+                asked.append(client.recv(1000))
+                client.sendall(reply)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(StreamError):
+            open_source(f"http://127.0.0.1:{listener.getsockname()[1]}/x{FAST}")
+        thread.join()
+    assert asked[1].startswith(b"GET /${AWS_SECRET} ") and b"hunter2" not in b"".join(asked)
+
+
 def test_damaged_pictures_are_passed_over(server: Server) -> None:
     watch = Watch(open_source(url(server, "damaged")))
     watch.until_frames(10)
@@ -280,7 +327,7 @@ def test_a_film_of_a_web_server(make_film: Callable[..., Path]) -> None:
         source.close()
 
 
-def test_a_transport_stream_is_live(tmp_path: Path) -> None:
+def test_a_transport_stream_is_live_and_a_file_of_one_a_film(tmp_path: Path) -> None:
     path = tmp_path / "a.ts"
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=s=320x240:r=25:d=4", "-f", "mpegts", str(path)]
     try:
@@ -295,6 +342,17 @@ def test_a_transport_stream_is_live(tmp_path: Path) -> None:
         watch.close()
         no_black(watch)
         assert len(watch.frames) > 20
+        film = open_source(url(server, "ts?file=1", options="#read_timeout=2"))
+        assert not film.info.live
+        assert [frame.index for frame in film] == list(range(100))
+        film.close()
+        watch = Watch(open_source(url(server, "ts?file=1", options="#read_timeout=1")))
+        server.kill()
+        watch.until(lambda: watch.error, 10)
+        assert isinstance(watch.error, SourceError) and not isinstance(watch.error, StreamError)
+        assert "nothing listens at port" in str(watch.error) and len(watch.frames) < 100
+        watch.close()
+        server.start()
 
 
 def test_https(tmp_path: Path, make_film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

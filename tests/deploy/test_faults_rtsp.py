@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
-from servers import PASSWORD, QUOTED, Server, Watch, age_ms, make_certificate, nothing_left_behind, serving
+from servers import (
+    PASSWORD,
+    QUOTED,
+    Server,
+    Watch,
+    age_ms,
+    make_certificate,
+    nothing_left_behind,
+    relaying,
+    serving,
+)
 
 from deploy.frames import Cause, State
 from deploy.sources import StreamError, open_source
@@ -232,6 +243,78 @@ def test_a_stall() -> None:
         watch.until_frames(10)
         watch.close()
         no_black(watch)
+
+
+CHANCE = random.Random(0)
+
+
+def flipped(data: bytes) -> bytes:
+    """One byte of two hundred is another: headers of packets, lengths, and pictures."""
+    mangled = bytearray(data)
+    for _ in range(1 + len(data) // 200):
+        mangled[CHANCE.randrange(len(data))] = CHANCE.randrange(256)
+    return bytes(mangled)
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        pytest.param("live", flipped, id="bytes flipped"),
+        pytest.param("jpeg", flipped, id="bytes flipped in JPEG"),
+        pytest.param("live", lambda data: CHANCE.randbytes(2000) + data, id="garbage between"),
+        pytest.param("live", lambda data: CHANCE.randbytes(len(data)), id="garbage instead"),
+        pytest.param("live", lambda data: data if CHANCE.random() < 0.8 else b"", id="pieces missing"),
+        pytest.param("live", None, id="silence"),
+    ],
+)
+def test_what_arrives_is_garbage(server: Server, path: str, change: Callable[[bytes], bytes] | None) -> None:
+    """For a while. Whether pictures still come then or the stream is lost, it ends in good pictures again."""
+    with relaying(server.port) as relay:
+        there = f"rtsp://viewer:hunter2@127.0.0.1:{relay.port}/{path}#open_timeout=5&read_timeout=2"
+        watch = Watch(open_source(there))
+        watch.until_frames(10)
+        plain, relay.change = relay.change, change
+        time.sleep(1.5)
+        relay.change = plain
+        mended = time.monotonic_ns()
+        watch.until(lambda: watch.frames[-1].captured_ns > mended + 10**9, 40)
+        watch.until(lambda: -5 <= age_ms(watch.frames[-1]) < 2000, 10)
+        watch.close()
+        assert watch.error is None and watch.frames[-1].image.shape == (240, 320, 3)
+        no_black(watch)
+        said = [status for status in watch.statuses if status.state is State.LOST]
+        assert all(status.cause and "hunter2" not in status.detail for status in said)
+
+
+def test_giving_up_a_server_that_takes_connections_and_never_answers() -> None:
+    with rtsp() as server:
+        watch = Watch(open_source(url(server, options="#open_timeout=8&read_timeout=1&give_up=2")))
+        watch.until_frames(2)
+        server.freeze()
+        watch.until_state(State.LOST, 4)
+        begin = time.monotonic()
+        watch.until(lambda: watch.error, 20)
+        assert time.monotonic() - begin < 2 + 1.5
+        assert isinstance(watch.error, StreamError) and "given up" in str(watch.error)
+        server.thaw()
+        watch.close()
+
+
+@pytest.mark.parametrize("path", ["live", "jpeg"])
+def test_another_size_midway(path: str) -> None:
+    """At the first size, scaled, or at its own: neither an error nor half a picture."""
+    with rtsp() as server:
+        watch = Watch(open_source(url(server, path, options="#open_timeout=5&read_timeout=3")))
+        watch.until_frames(10)
+        server.say("size 640x480")
+        changed = time.monotonic_ns()
+        watch.until(lambda: watch.frames[-1].captured_ns > changed + 2 * 10**9, 30)
+        watch.close()
+        no_black(watch)
+        assert watch.error is None
+        assert {frame.image.shape for frame in watch.frames} <= {(240, 320, 3), (480, 640, 3)}
+        image = watch.frames[-1].image
+        assert abs(image[image.shape[0] // 2 :].astype(int) - 96).max() < 40, "grey below the clock"
 
 
 def test_another_size_after_a_restart() -> None:

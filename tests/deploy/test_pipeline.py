@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from doubles import ListSink, ListSource, ScriptSource, back, lost, number_of
+from doubles import ListSink, ListSource, ScriptSource, back, lost, number_of, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from deploy.frames import Cause, Frame, State, StopRequested, StreamStatus
 from deploy.pipeline import Pipeline, run
 from deploy.reader import Limits, Pace, Stream
 from deploy.run_summary import RunSummary
+from deploy.smoothing import Smoothing
 from deploy.stats import STAGES
 from lfd.data.street import LABELS as STREET
 from lfd.errors import ModelError, SinkError, SourceError, UsageError
@@ -163,8 +164,8 @@ def test_a_stage_that_raises_ends_all(spec: ModelSpec, stage: str, live: bool) -
     assert caught.value is cause
     assert time.perf_counter() - begin < SLACK_S
     assert source.closed == 1 and len(sink.complete) == len(other.complete) == 1
-    given_up = live and type(cause) is SourceError and stage == "source"
-    assert other.complete == [given_up]  # a camera that is lost for good is no reason to throw its film away
+    given_up = type(cause) is SourceError and stage == "source"
+    assert other.complete == [given_up]  # a source that ends early is no reason to throw away what it gave
 
 
 def test_the_first_cause_wins(spec: ModelSpec) -> None:
@@ -414,12 +415,13 @@ def test_a_live_stream_that_is_given_up_ends_alone(spec: ModelSpec) -> None:
     assert pipeline.summary().shown == 4
 
 
-def test_a_film_that_fails_ends_all(spec: ModelSpec) -> None:
+def test_a_film_that_was_cut_ends_alone(spec: ModelSpec) -> None:
     sinks = [ListSink(), ListSink()]
-    sources = [ScriptSource([0, SourceError("damaged")], live=False), ScriptSource([0, threading.Event()])]
+    sources = [ScriptSource([0, SourceError("damaged")], live=False), ScriptSource([0, 1, 2], live=False)]
     with pytest.raises(SourceError, match="damaged"):
         run_all(FakeSession(spec), [Stream(*pair) for pair in zip(sources, [[s] for s in sinks], strict=True)])
-    assert [sink.complete for sink in sinks] == [[False], [False]] and all(s.closed.is_set() for s in sources)
+    assert [len(sink.frames) for sink in sinks] == [1, 3]
+    assert [sink.complete for sink in sinks] == [[True], [True]] and all(s.closed.is_set() for s in sources)
 
 
 def test_what_a_live_source_passed_over_is_counted_as_dropped(spec: ModelSpec) -> None:
@@ -580,3 +582,76 @@ def test_a_model_that_hangs_does_not_keep_the_run(spec: ModelSpec) -> None:
         if thread.name == "lfd-infer":
             thread.join(SLACK_S)
     assert not pipeline.busy
+
+
+class Blinking(FakeSession):
+    """All of class 0, but every fourth frame of class 1, by the number that the picture tells."""
+
+    def __init__(self, spec: ModelSpec, **options: object) -> None:
+        super().__init__(spec, rule=lambda image: np.full((24, 32), number_of(image) % 4 == 3, np.uint8), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("output", ["class_map", "logits"])
+@pytest.mark.parametrize("live", [False, True])
+def test_smoothing_is_off_unless_asked_for(spec: ModelSpec, output: str, live: bool) -> None:
+    session = Blinking(replace(spec, output=output))  # type: ignore[arg-type]
+    for smoothing, seen in ((None, {0, 1}), (Smoothing(0.5), {0})):
+        sink = ListSink(before=lambda index: time.sleep(0.002))
+        source = ListSource(28, live, before=lambda index: time.sleep(0.02 if live else 0))
+        summary = run_all(session, [Stream(source, [sink])], smoothing=smoothing)
+        assert {int(value) for classes in sink.maps for value in np.unique(classes)} == seen
+        stages = [*STAGES[:3], *(("smooth",) if smoothing else ()), *STAGES[3:]]
+        assert list(summary.stages) == stages
+        if smoothing:
+            stage = summary.stages["smooth"]
+            assert stage is not None and stage.count >= len(sink.frames)
+
+
+def test_each_stream_has_its_own_state(spec: ModelSpec) -> None:
+    """Frames of the other come in between, and share runs of the model."""
+    sinks = [ListSink(), ListSink()]
+    sources = [ListSource(20), ScriptSource([3] * 20, live=False)]
+    streams = [Stream(source, [sink]) for source, sink in zip(sources, sinks, strict=True)]
+    run_all(Blinking(spec), streams, smoothing=Smoothing(0.3))
+    assert [{int(m.max()) for m in sink.maps} for sink in sinks] == [{0}, {1}]
+
+
+def test_after_an_outage_and_at_another_size_smoothing_begins_anew(spec: ModelSpec) -> None:
+    class Resized(ScriptSource):
+        def __iter__(self) -> Iterator[Frame | StreamStatus]:
+            for position, item in enumerate(super().__iter__()):
+                larger = isinstance(item, Frame) and position >= 9
+                yield replace(item, image=picture(3, (60, 80))) if larger else item  # type: ignore[arg-type]
+
+    waits = [threading.Event() for _ in range(8)]
+
+    class Waking(Blinking):
+        def run(self, batch: np.ndarray) -> np.ndarray:
+            found = super().run(batch)
+            waits[self.calls - 1].set()
+            return found
+
+    script = [0, waits[0], 1, waits[1], 3, waits[2], lost(), back(), 3, waits[3], 0, waits[4]]
+    sink = ListSink()
+    run_all(Waking(spec), [Stream(ScriptSource(script), [sink])], smoothing=Smoothing(60))
+    assert [int(m.max()) for m in sink.maps] == [0, 0, 0, 1, 1]
+    sink, script = ListSink(), [0, 1, 2, 3, 4, 0, 0, 0, 0, 3, 3]
+    run_all(Blinking(spec), [Stream(Resized(script, live=False), [sink])], smoothing=Smoothing(60))
+    assert [int(m.max()) for m in sink.maps] == [0] * 9 + [1, 1]
+
+
+def test_the_scenes_truth_gives_the_flicker(spec: ModelSpec) -> None:
+    from deploy.sources import open_source
+
+    right = replace(spec, labels=STREET, preprocess=replace(spec.preprocess, size_hw=(48, 64)))
+    for noisy, smoothing, flicker in ((0, None, 0.0), (1, None, 1.0), (1, Smoothing(1.0), 0.0)):
+        session = FakeSession(right, rule=lambda image: np.full((48, 64), session.calls % 2 * noisy, np.uint8))  # noqa: B023
+        stream = Stream(open_source("street:?size=48x64&frames=6"))
+        summary = run_all(session, [stream], smoothing=smoothing)
+        assert summary.streams[0].flicker == flicker
+    assert run(FakeSession(spec), open_source("street:?size=48x64&frames=3"), []).streams[0].flicker is None
+
+
+def test_a_smoothing_that_does_not_fit_is_refused_at_once(spec: ModelSpec) -> None:
+    with pytest.raises(UsageError, match="take hysteresis"):
+        Pipeline(FakeSession(spec), [Stream(ListSource(1))], smoothing=Smoothing(1.0, "exponential"))

@@ -7,8 +7,11 @@ import sys
 import threading
 
 import pytest
+from doubles import ScriptSource
 
-from deploy.reader import READER_NICE, _give_way
+from deploy.frames import Frame
+from deploy.reader import READER_NICE, Fitted, Limits, Stream, give_way, read
+from lfd.spec import Preprocess
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
@@ -20,7 +23,7 @@ def test_a_reader_gives_way_and_never_takes_back(nice: int) -> None:
         me = threading.get_native_id()
         before = max(nice, os.getpriority(os.PRIO_PROCESS, me))
         os.setpriority(os.PRIO_PROCESS, me, before)
-        _give_way()
+        give_way()
         seen.extend((before, os.getpriority(os.PRIO_PROCESS, me)))
 
     thread = threading.Thread(target=read)
@@ -28,3 +31,16 @@ def test_a_reader_gives_way_and_never_takes_back(nice: int) -> None:
     thread.join()
     before, after = seen
     assert after == max(before, READER_NICE)
+
+
+@pytest.mark.parametrize(("live", "counts"), [(True, (6, 2, 0)), (False, (4, 0, 2))])
+def test_what_a_source_passes_over_is_counted(live: bool, counts: tuple[int, int, int]) -> None:
+    """A camera for a newer frame, which drops it; a folder because it is broken."""
+    stream, frames = Stream(ScriptSource([0, 2, 3, 5], live)), list[Frame]()
+
+    def put(item: Fitted) -> None:
+        frames.append(item[0])
+
+    read(stream, put, lambda status: None, Preprocess((24, 32)), Limits(), threading.Event())
+    assert [frame.index for frame in frames] == [0, 2, 3, 5]
+    assert (stream.stats.captured, stream.stats.late, stream.stats.skipped) == counts

@@ -16,7 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 from doubles import picture, read_film
 
-from deploy.cli import Duration, run_main
+from deploy.cli import run_main
+from deploy.sinks.pictures import PictureSink
+from lfd.errors import SinkError
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,11 +123,46 @@ def test_overwrite(tiny_model: Path, make_film: Callable[..., Path], tmp_path: P
     assert len(read_film(out)) == 12
 
 
-def test_a_cut_film_leaves_no_output(tiny_model: Path, make_film: Callable[..., Path], tmp_path: Path) -> None:
-    film = make_film(frames=60)
+def test_of_a_cut_film_stays_what_it_gave(tiny_model: Path, make_film: Callable[..., Path], tmp_path: Path) -> None:
+    film, record = make_film(frames=60), tmp_path / "s.json"
     film.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
-    one_error(lfd_run(tiny_model, film, tmp_path / "o.avi", f"{tmp_path}/m/"), 3, "it was cut or is damaged")
-    assert [p.name for p in tmp_path.iterdir()] == ["in.avi"]
+    result = lfd_run(tiny_model, film, tmp_path / "o.avi", f"{tmp_path}/m/", "--json", record)
+    one_error(result, 3, "it was cut or is damaged")
+    shown = json.loads(record.read_text())["streams"][0]["shown"]
+    assert f"{shown} shown" in result.stdout and "it was cut" in json.loads(record.read_text())["error"]
+    assert 10 < shown < 50 and len(read_film(tmp_path / "o.avi")) == shown == len(list((tmp_path / "m").iterdir()))
+
+
+def test_a_broken_picture_costs_the_others_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(4):
+        cv2.imwrite(str(folder / f"{index}.png"), picture(index))
+    (folder / "2.png").write_bytes(b"no picture")
+    result = lfd_run(tiny_model, folder, f"{tmp_path}/out/")
+    one_error(result, 3, "1 of 4 pictures cannot be read, the first is ", "2.png", "replace or remove it")
+    assert "3 captured, 3 shown, 0 dropped; 1 skipped" in result.stdout
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "3.png"]
+
+
+def test_a_failing_sink_costs_no_recording_of_a_live_source(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = PictureSink.write, []
+
+    def fail(self: PictureSink, *args: object) -> None:
+        written.append(args)
+        if len(written) == 20:
+            raise SinkError("the folder's disk is full")
+        write(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PictureSink, "write", fail)
+    record = tmp_path / "s.json"
+    result = lfd_run(tiny_model, "street:?size=120x160&fps=50", tmp_path / "o.mp4", f"{tmp_path}/m/", "--json", record)
+    one_error(result, 1, "the folder's disk is full")
+    assert "19 shown" in result.stdout and json.loads(record.read_text())["error"] == "the folder's disk is full"
+    assert len(read_film(tmp_path / "o.mp4")) >= 19 and len(list((tmp_path / "m").iterdir())) == 19
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "o.mp4", "s.json"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -207,11 +244,22 @@ def test_limits(tiny_model: Path, tmp_path: Path) -> None:
     ):
         assert lfd_run(tiny_model, "street:", "null://", *bad).exit_code == 2
     one_error(lfd_run(tiny_model, "street:?fps=25", "null://", "--loop"), 2, "live")
+    one_error(lfd_run(tiny_model, "street:", "null://", "--alpha", "nan"), 2, "--alpha = nan; expected 0 to 1")
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("10m", 600), ("2h", 7200)])
-def test_durations(text: str, seconds: float) -> None:
-    assert Duration().convert(text, None, None) == seconds
+def test_smoothing(tiny_model: Path, tmp_path: Path) -> None:
+    record = tmp_path / "s.json"
+    found = lfd_run(tiny_model, "street:?size=48x64&frames=5", "null://", "--smooth", "200ms", "--json", record)
+    assert found.exit_code == 0 and "smooth  " in found.stdout, found.output
+    (stream,) = json.loads(record.read_text())["streams"]
+    assert stream["stages"]["smooth"]["count"] == 5 and stream["flicker"] is None
+    for bad, parts in (
+        ("soon", ("smoothing 'soon'", "expected a time above 0")),
+        ("median:1s", ("unknown smoothing 'median'",)),
+        ("exponential:1s", ("needs class probabilities", "Fix: take hysteresis")),
+    ):
+        one_error(lfd_run(tiny_model, "street:?frames=1", "null://", "--smooth", bad), 2, *parts)
+    one_error(lfd_run("no.onnx", "street:", "null://", "--smooth", "0"), 2, "above 0")
 
 
 def test_statistics_grow_line_by_line(tiny_model: Path, tmp_path: Path) -> None:

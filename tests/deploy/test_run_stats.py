@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy import stats as stats_module
+from deploy.collect import Collected
 from deploy.frames import Cause, State, StreamStatus
 from deploy.run_console import Console, StatsFile
 from deploy.run_summary import RunSummary, StreamSummary, open_descriptors, resident_mb, table, thread_count
@@ -141,8 +142,26 @@ def test_quiet_and_progress() -> None:
     shown.tick()
     shown.tick()
     assert out.getvalue() == "\r\033[K0 of 100 frames, 0.0 a second"
-    shown.clear()
+    shown.end()
     assert out.getvalue().endswith("\r\033[K")
+
+
+def test_a_trouble_is_said_once_also_when_quiet() -> None:
+    out, troubles = io.StringIO(), [None, "disk", "disk", "disk"]
+    shown = Console(["cam"], [StreamStats()], None, False, True, out, trouble=lambda: troubles.pop(0))
+    for _ in range(3):
+        shown.tick()
+    shown.end()
+    assert out.getvalue() == "warning: disk\n"
+
+
+def test_stages_that_are_asked_for_stand_in_their_order() -> None:
+    stats = StreamStats()
+    stats.stages["infer"].add(7.0)
+    stats.add_stage("score")
+    stats.add_stage("smooth")
+    assert list(stats.stages) == ["read", "fit", "infer", "smooth", "score", "restore", "write"]
+    assert stats.stages["infer"].last == 7.0
 
 
 def test_the_statistics_file(tmp_path: Path) -> None:
@@ -188,14 +207,17 @@ def test_a_table_has_a_block_a_stream() -> None:
     stats.show(time.monotonic_ns())
     stats.skip()
     stats.change(StreamStatus(State.LOST, 0, Cause.CLOSED))
-    blocks = (StreamSummary.of(stats, 2.0, 0.5), StreamSummary.of(StreamStats(), 2.0, None))
-    summary = RunSummary(blocks, 2.0, 10.0, 11.0, 7, interrupted=False)
+    blocks = (StreamSummary.of(stats, 2.0, 0.5, 0.0123), StreamSummary.of(StreamStats(), 2.0, None))
+    collected = Collected("c", 3, 4_500_000, 1, None)
+    summary = RunSummary(blocks, 2.0, 10.0, 11.0, 7, interrupted=False, collected=collected)
     lines = table(summary, ["tiny on a", "tiny on b"]).splitlines()
     for line in (
         "tiny on a",
         "frames   1 captured, 1 shown, 0 dropped; 1 skipped",
         "lost     1 times (1 closed), 0 times back",
         "mIoU     50.00 % against the scene's truth",
+        "flicker  1.23 % of the pixels whose truth stays, from frame to frame",
+        "kept     3 frames, 4.5 MB in c; 1 missed, the disk was behind",
         "tiny on b",
         "frames   0 captured, 0 shown, 0 dropped",
         "memory   10 MB at the start, 11 MB at the end, 7 threads",
@@ -203,6 +225,7 @@ def test_a_table_has_a_block_a_stream() -> None:
         assert lines.count(line) == 1
     record = summary.record([{"source": "a"}, {"source": "b"}])
     assert json.loads(json.dumps(record, allow_nan=False))["streams"][0]["dropped"] == 0
+    assert record["collected"]["kept"] == 3 and record["streams"][1]["flicker"] is None
     assert (summary.captured, summary.shown, summary.dropped, summary.fps) == (1, 1, 0, 0.5)
 
 

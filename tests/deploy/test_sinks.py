@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -325,3 +327,46 @@ def test_the_overlay_is_shared(tmp_path: Path, spec: ModelSpec, monkeypatch: pyt
     for sink in sinks:
         sink.close(True)
     assert len(blended) == 3
+
+
+def dead_process() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    ("sink", "own", "others"),
+    [
+        ("a.avi", [".a.{}.partial.avi", ".a-00012.{}.partial.avi"], [".a.{}.partial.webm", ".ab.{}.partial.avi"]),
+        ("a.jsonl", [".a.{}.partial.jsonl"], [".a.b.{}.partial.jsonl", ".a.{}.partial.avi"]),
+        ("d/", ["d/.{}.partial/x.png"], ["d/.cat.{}.partial.png", "d/{}.partial"]),
+    ],
+)
+def test_what_a_killed_run_left_goes(
+    tmp_path: Path, spec: ModelSpec, sink: str, own: list[str], others: list[str], live: bool
+) -> None:
+    """Also under our own number, which in a container is always the same; not what another process still writes."""
+    dead, alive = dead_process(), os.getppid()
+    gone = [tmp_path / name.format(pid) for name in own for pid in (dead, os.getpid())]
+    stay = [tmp_path / name.format(alive) for name in own] + [tmp_path / name.format(dead) for name in others]
+    for path in gone + stay:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    made = make(f"{tmp_path}/{sink}", spec, live)
+    assert not any(path.exists() for path in gone) and all(path.exists() for path in stay)
+    made.write(frame(0), classes(0))
+    made.close(True)
+    assert all(path.exists() for path in stay)
+
+
+def test_a_pages_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGE_TOKEN", "0123456789abcdef")
+    assert parse_sink("http://127.0.0.1:8080?token=${PAGE_TOKEN}").options == {"token": "0123456789abcdef"}
+    monkeypatch.setenv("PAGE_TOKEN", "hunter2")
+    with pytest.raises(UsageError, match="a token has 16 to 128") as caught:
+        parse_sink("http://127.0.0.1:8080?token=${PAGE_TOKEN}")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(UsageError, match="the environment has no NO_TOKEN"):
+        parse_sink("http://127.0.0.1:8080?token=${NO_TOKEN}")

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections import namedtuple
 from collections.abc import Iterator
@@ -22,10 +23,12 @@ from sink_doubles import FFMPEG, FPS, S, classes, files_up_to, frame, lost, make
 
 import deploy.sinks.ffmpeg
 import deploy.sinks.film
-from deploy.frames import FrameSink, VideoInfo
+import deploy.sinks.recording
+from deploy.frames import Frame, FrameSink, VideoInfo
 from deploy.overlay import Overlay
 from deploy.sinks.film import FilmSink
 from deploy.sinks.pace import GAP_S, LEAD_S, Pace
+from deploy.sinks.recording import Recording
 from lfd.errors import MissingDependencyError, SinkError
 from lfd.spec import ModelSpec
 
@@ -204,6 +207,7 @@ def test_segments_are_finished_when_full(tmp_path: Path, spec: ModelSpec, name: 
     seen = []
     for index in range(60):
         sink.write(frame(index), classes(0))
+        sink._finishing.wait()
         seen.append(sum(not n.startswith(".") for n in names(tmp_path)))
     assert seen == [0] * 25 + [1] * 25 + [2] * 10
     sink.close(True)
@@ -232,6 +236,58 @@ def test_finished_segments_stay_when_the_run_fails(tmp_path: Path, spec: ModelSp
     assert names(tmp_path) == ["out-00001.avi"]
 
 
+def test_frames_do_not_wait_while_a_segment_is_finished(
+    tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, begun, finish = threading.Event(), [], Recording.finish
+
+    def slow(self: Recording) -> None:
+        begun.append(self.path.name)
+        assert may_end.wait(30)
+        finish(self)
+
+    monkeypatch.setattr(Recording, "finish", slow)
+    with nothing_left():
+        sink = make(f"{tmp_path}/out.avi?segment=1&keep=2", spec, live=True)
+        write(sink, 50)
+        assert begun == ["out-00001.avi"] and not list(tmp_path.glob("out-*"))
+        third = threading.Thread(target=write, args=(sink, 1, 50))
+        third.start()
+        third.join(0.2)
+        assert third.is_alive() and len(begun) == 1, "one is finished at a time, and no more wait"
+        may_end.set()
+        third.join(30)
+        sink.close(True)
+    assert begun == [f"out-0000{n}.avi" for n in (1, 2, 3)]
+    assert names(tmp_path) == ["out-00002.avi", "out-00003.avi"]
+
+
+@pytest.mark.parametrize("at", ["write", "close"])
+def test_a_segment_that_cannot_be_finished_ends_the_run(
+    tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    finish = Recording.finish
+
+    def fail(self: Recording) -> None:
+        if self.path.name == "out-00002.avi":
+            self.discard()
+            raise SinkError("no room")
+        finish(self)
+
+    monkeypatch.setattr(Recording, "finish", fail)
+    with nothing_left():
+        sink = make(f"{tmp_path}/out.avi?segment=1", spec)
+        write(sink, 51)
+        with pytest.raises(SinkError, match="no room"):
+            if at == "write":
+                while True:
+                    write(sink, 1, 51)
+            else:
+                sink.close(True)
+        sink.close(False)
+    assert names(tmp_path) == ["out-00001.avi", *(["out-00003.avi"] if at == "close" else [])]
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_another_size_goes_on_in_the_next_segment(tmp_path: Path, spec: ModelSpec, live: bool) -> None:
     sink = make(f"{tmp_path}/out.avi?segment=10", spec, live)
@@ -242,12 +298,66 @@ def test_another_size_goes_on_in_the_next_segment(tmp_path: Path, spec: ModelSpe
     assert shapes == [{(240, 320, 3)}, {(300, 400, 3)}]
 
 
+# After a failure.
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_what_came_of_a_live_source_stays(tmp_path: Path, spec: ModelSpec, name: str) -> None:
+    with nothing_left():
+        sink = make(tmp_path / name, spec, live=True)
+        write(sink, 30)
+        sink.close(False)
+        sink.close(False)
+    assert names(tmp_path) == [name.partition("?")[0]]
+    assert [f.shape for f in read_film(tmp_path / name.partition("?")[0])] == [(240, 320, 3)] * 30
+
+
+def test_the_last_segment_of_a_live_source_stays(tmp_path: Path, spec: ModelSpec) -> None:
+    sink = make(f"{tmp_path}/out.avi?segment=1", spec, live=True)
+    write(sink, 30)
+    sink.close(False)
+    assert [len(read_film(tmp_path / name)) for name in names(tmp_path)] == [25, 5]
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_a_disk_that_becomes_full_costs_no_recording(
+    tmp_path: Path, spec: ModelSpec, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(deploy.sinks.recording.shutil, "disk_usage", lambda path: usage(10, 10, 0))
+    with nothing_left():
+        sink = make(tmp_path / name, spec, live=True)
+        with pytest.raises(SinkError, match="only 0 MiB are free"):
+            write(sink, 100)
+        sink.close(False)
+    assert len(read_film(tmp_path / name.partition("?")[0])) == 25
+
+
+@pytest.mark.parametrize(("name", "stays"), [("out.mp4", False), ("out.avi", True)])
+def test_after_a_quota_a_live_film_stays_where_it_plays(
+    tmp_path: Path, spec: ModelSpec, name: str, stays: bool
+) -> None:
+    """An .mp4 without its index, which comes last, is nothing to anybody."""
+    with files_up_to(400_000), nothing_left():
+        sink = make(tmp_path / name, spec, live=True)
+        for index in range(60):
+            sink.write(Frame(noise(index).image, index, round(index / FPS * S)), classes(0))
+        with pytest.raises(SinkError, match="can be read back"):
+            sink.close(True)
+        sink = make(tmp_path / name, spec, live=True)
+        for index in range(60):
+            sink.write(Frame(noise(index).image, index, round(index / FPS * S)), classes(0))
+        sink.close(False)
+    assert names(tmp_path) == ([name] if stays else [])
+    assert not stays or len(read_film(tmp_path / name)) >= 3
+
+
 # Disks.
 
 
 def test_a_full_disk_is_noticed_while_writing(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(deploy.sinks.film.shutil, "disk_usage", lambda path: usage(10, 10, 0))
+    monkeypatch.setattr(deploy.sinks.recording.shutil, "disk_usage", lambda path: usage(10, 10, 0))
     sink = make(tmp_path / "out.avi", spec)
     with pytest.raises(SinkError, match=r"out\.avi: only 0 MiB are free on that disk after 25 frames"):
         write(sink, 100)
@@ -295,7 +405,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_small_disk_ends_the_film(
     small_disk: Path, spec: ModelSpec, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deploy.sinks.film, "MIN_FREE_BYTES", 1 << 16)
+    monkeypatch.setattr(deploy.sinks.recording, "MIN_FREE_BYTES", 1 << 16)
     with nothing_left(20):
         sink = make(small_disk / name, spec)
         with pytest.raises(SinkError, match=r"only 0 MiB are free|No space left|ffmpeg ended with code"):
@@ -305,11 +415,12 @@ def test_a_small_disk_ends_the_film(
     assert names(small_disk) == []
 
 
+@pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("name", FILMS)
-def test_a_folder_that_goes_away_ends_the_film(tmp_path: Path, spec: ModelSpec, name: str) -> None:
+def test_a_folder_that_goes_away_ends_the_film(tmp_path: Path, spec: ModelSpec, name: str, live: bool) -> None:
     folder = tmp_path / "d"
     with nothing_left():
-        sink = make(folder / name, spec)
+        sink = make(folder / name, spec, live)
         write(sink, 2)
         shutil.rmtree(folder)
         with pytest.raises(SinkError, match="was removed while it was written"):
@@ -409,6 +520,49 @@ def test_what_a_crash_leaves_plays(tmp_path: Path, spec: ModelSpec) -> None:
     assert len(read_film(part)) >= 200
 
 
+@FFMPEG
+def test_of_a_killed_ffmpeg_a_live_film_stays(tmp_path: Path, spec: ModelSpec) -> None:
+    with nothing_left():
+        sink = make(tmp_path / H264, spec, live=True)
+        write(sink, 400)
+        time.sleep(0.5)
+        os.kill(child(), signal.SIGKILL)
+        with pytest.raises(SinkError, match="killed by SIGKILL"):
+            write(sink, 1000, 400)
+        begin = time.monotonic()
+        sink.close(False)
+        assert time.monotonic() - begin < 1
+    assert names(tmp_path) == ["out.mp4"] and len(read_film(tmp_path / "out.mp4")) >= 200
+
+
+@FFMPEG
+def test_ffmpeg_gets_no_secret(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAM_PASSWORD", "hunter2")
+    sink = make(tmp_path / H264, spec)
+    write(sink, 1)
+    process = Path(f"/proc/{child()}")
+    assert b"PATH=" in (process / "environ").read_bytes()
+    assert b"hunter2" not in (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+    sink.close(False)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_an_ffmpeg_that_hangs_is_not_waited_for(
+    tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, live: bool
+) -> None:
+    monkeypatch.setenv("PATH", str(write_script(tmp_path / "bin", "exec sleep 60").parent), prepend=os.pathsep)
+    monkeypatch.setattr(deploy.sinks.ffmpeg, "STALL_S", 0.3)
+    monkeypatch.setattr(deploy.sinks.recording, "CHECK_FRAMES", 10**6)
+    with nothing_left():
+        sink = make(tmp_path / H264, spec, live)
+        with pytest.raises(SinkError, match="takes no pictures"):
+            write(sink, 100)
+        begin = time.monotonic()
+        sink.close(False)
+        assert time.monotonic() - begin < 1
+    assert names(tmp_path) == ["bin"]
+
+
 @pytest.mark.parametrize(
     ("body", "match"),
     [
@@ -423,7 +577,7 @@ def test_an_ffmpeg_that_misbehaves(
 ) -> None:
     monkeypatch.setenv("PATH", str(write_script(tmp_path / "bin", body).parent), prepend=os.pathsep)
     monkeypatch.setattr(deploy.sinks.ffmpeg, "STALL_S", 0.3)
-    monkeypatch.setattr(deploy.sinks.film, "CHECK_FRAMES", 10**6)  # it writes no file, which would be noticed first
+    monkeypatch.setattr(deploy.sinks.recording, "CHECK_FRAMES", 10**6)  # it writes no file, which would be seen first
     with nothing_left():
         sink = make(tmp_path / H264, spec)
         with pytest.raises(SinkError, match=match):

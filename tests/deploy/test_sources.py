@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from doubles import number_of, picture
 
 from deploy.frames import Frame, FrameSource
 from deploy.sources import SOURCES, kind_of, open_source
-from lfd.errors import LfdError, SourceError, UsageError
+from lfd.data.film import measure
+from lfd.errors import DataError, LfdError, SourceError, UsageError
 
 
 def numbers(source: FrameSource) -> list[int]:
@@ -45,6 +47,9 @@ def numbers(source: FrameSource) -> list[int]:
         ("nothing", "film"),
         ("a.mp4#loop=true", "film"),
         ("*.png#loop=true", "pictures"),
+        ("file:///a/b.mp4#loop=true", "film"),
+        ("FILE:/a/b.png", "pictures"),
+        ("file://localhost/a/*.png", "pictures"),
         (".#loop=true", "pictures"),
         ("*.png", "pictures"),
         ("a.jpg", "pictures"),
@@ -111,6 +116,34 @@ def test_a_film_that_was_cut_is_not_taken_for_its_end(make_film: Callable[..., P
     assert 10 < seen < 50 and f"--max-frames {seen}" in str(caught.value)
 
 
+def ffmpeg(*args: object) -> None:
+    try:
+        subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, args)], check=True)
+    except FileNotFoundError:
+        pytest.skip("no ffmpeg here to make such a film with")
+
+
+def test_a_film_that_was_trimmed_is_whole(tmp_path: Path) -> None:
+    """Of 8 s with a key frame every 4 s, the last 5 s and the part from 3 s to 6: all frames from 0 s on are inside."""
+    path, end, part = (tmp_path / name for name in ("whole.mp4", "end.mp4", "part.mov"))
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x48:r=25:d=8", "-c:v", "mpeg4", "-g", 100, "-bf", 2, path)
+    ffmpeg("-ss", 3, "-i", path, "-c", "copy", "-movflags", "+faststart", end)
+    ffmpeg("-ss", 3, "-i", path, "-t", 3, "-c", "copy", part)
+    for film, frames in ((path, 200), (end, 125), (part, 75)):
+        held = cv2.VideoCapture(str(film)).get(cv2.CAP_PROP_FRAME_COUNT)
+        assert held > frames + 20 or film is path
+        source = open_source(str(film))
+        assert source.info.frames is not None and abs(source.info.frames - frames) <= 1
+        assert abs(len(list(source)) - frames) <= 1
+        measured = measure(film)
+        assert abs(measured.frames - frames) <= 1
+    end.write_bytes(end.read_bytes()[: end.stat().st_size // 2])
+    with pytest.raises(SourceError, match="it was cut or is damaged"):
+        list(open_source(str(end)))
+    with pytest.raises(DataError, match="it was cut or is damaged"):
+        measure(end)
+
+
 def test_closing_a_film_ends_it_without_complaint(make_film: Callable[..., Path]) -> None:
     source = open_source(str(make_film(frames=30)))
     frames = iter(source)
@@ -137,6 +170,21 @@ def test_pictures_come_in_natural_order(tmp_path: Path) -> None:
         assert frames[3].name == "frame10"
 
 
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    write(tmp_path / "a b#", "c%.png", 5)
+    for scheme in ("file://", "file:", "file://localhost"):
+        assert numbers(open_source(f"{scheme}{tmp_path}/a%20b%23/c%25.png")) == [5]
+    with pytest.raises(UsageError, match="is a file of another machine; expected file:///PATH"):
+        open_source("file://nas/films/a.mp4")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/null", tmp_path / "pipe"):
+        with pytest.raises(SourceError, match=rf"{path}: is no file; expected 0 or /dev/video0 .camera."):
+            open_source(str(path))
+
+
 def test_one_picture_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     write(tmp_path, "a[1].png", 5)
     assert numbers(open_source(str(tmp_path / "a[1].png"))) == [5]
@@ -157,14 +205,27 @@ def test_no_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tif"])
-def test_a_broken_picture_is_named(tmp_path: Path, suffix: str) -> None:
+def test_a_broken_picture_is_passed_over_and_named_at_the_end(tmp_path: Path, suffix: str) -> None:
     write(tmp_path, "a.png", 1)
     good = cv2.imencode(suffix, picture(2, (200, 300)))[1].tobytes()
     (tmp_path / f"b{suffix}").write_bytes(good[: len(good) // 3])
-    frames = iter(open_source(str(tmp_path)))
-    next(frames)
-    with pytest.raises(SourceError, match=rf"b\{suffix}"):
-        next(frames)
+    write(tmp_path, "c.png", 3)
+    (tmp_path / "d.png").write_bytes(b"")
+    seen = []
+    with pytest.raises(SourceError, match=rf"2 of 4 pictures cannot be read, the first is .*b\{suffix}: ") as caught:
+        for frame in open_source(str(tmp_path)):
+            seen += [(frame.name, frame.index, number_of(frame.image))]
+    assert seen == [("a", 0, 1), ("c", 2, 3)] and "replace or remove it" in str(caught.value)
+
+
+def test_the_first_picture_may_be_broken_but_not_all(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"^[^ ]*a\.png: not a picture"):
+        open_source(str(tmp_path))
+    write(tmp_path, "b.png", 4)
+    source = open_source(str(tmp_path))
+    assert source.info.frames == 2 and next(iter(source)).name == "b"
+    source.close()
 
 
 def test_street_is_a_film_with_truth() -> None:

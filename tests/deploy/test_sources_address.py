@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import string
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 import pytest
 from hypothesis import given
@@ -66,14 +66,19 @@ def test_options(kind: str, text: str, address: str, expected: Options) -> None:
         ("rtsp://u:hunter2#x@h/p", "Fix: write a # in a password as %23"),
         ("rtsp://u:hunter2 x@h/p", "is no URL"),
         ("rtsp://u:hunter2@/p", "is no URL"),
-        ("rtsp://u:hunter2@h:70000/p", "is no URL"),
+        ("rtsp://u:hunter2@h:70000/p", "there is no port 70000; expected 1 to 65535"),
+        ("rtsp://u:hunter2@[::1]:0/p", "there is no port 0; expected 1 to 65535"),
+        ("rtsp://u:hunter2@h:5x/p", "is no URL"),
+        ("rtsp://u:hunter2${NO_VARIABLE}@h/p", "the environment has no NO_VARIABLE. Fix: export NO_VARIABLE"),
+        ("http://h/?pwd=hunter2&${}=${EMPTY_VARIABLE}", "the environment has nothing in EMPTY_VARIABLE"),
         ("http://u:hunter2@[h/p", "is no URL"),
         ("http://u:hunter2@h\u00e9/p", "is no URL"),
         ("http://u%0D%0AX:hunter2@h/p", "control characters"),
         ("rtsp:/u:hunter2@h/p", "is no URL"),
     ],
 )
-def test_options_that_are_wrong(text: str, said: str) -> None:
+def test_options_that_are_wrong(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMPTY_VARIABLE", "")
     with pytest.raises(UsageError) as caught:
         open_source(text)
     assert said in str(caught.value)
@@ -164,6 +169,34 @@ def test_no_password_survives_what_is_wrong_in_a_url(password: str, host: str, p
         Url.parse(address)
     except LfdError as error:
         assert password not in str(error) and "viewer" not in str(error)
+
+
+@given(secrets, secrets, hosts)
+def test_a_variable_keeps_every_character_and_is_never_shown(user: str, password: str, host: str) -> None:
+    text = f"rtsp://${{CAM_USER}}:${{CAM_PASSWORD}}@{host}/x?token=${{CAM_PASSWORD}}&channel=1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAM_USER", user)
+        patch.setenv("CAM_PASSWORD", password)
+        url = Url.typed(text)
+        assert (url.user, url.password) == (user, password)
+        assert parse_qs(url.target.partition("?")[2]) == {"token": [password], "channel": ["1"]}
+        with pytest.raises(UsageError) as caught:
+            Url.typed(text.replace("/x", ":99999/x").replace("]:81:", "]:").replace(":8554:", ":"))
+        for shown in (str(caught.value), redact(text), repr(url), str(StreamError(Cause.CLOSED, text, "lost"))):
+            assert all(secret not in shown for secret in (user, password, quote(password, safe="")))
+
+
+@pytest.mark.parametrize("text", ["rtsp://${CAM}/x", "rtsp://u:p@${CAM}/x", "rtsp://u:p@h/${CAM}"])
+def test_a_variable_that_no_url_takes(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in it, and wherever: an error without it, or a part of the URL that is quoted."""
+    for value in ("a\r\nb", "u:p@h", "@", "#", "[", "\x7f"):
+        monkeypatch.setenv("CAM", value)
+        try:
+            url = Url.typed(text)
+        except UsageError as error:
+            assert repr(value)[1:-1] not in str(error).replace(text, "")
+        else:
+            assert url.full.isprintable() and url.full.isascii() and " " not in url.full
 
 
 @given(secrets, secrets, hosts)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deploy.frames import Cause, Frame, State, StreamStatus, VideoInfo
 from deploy.sources.fault import StreamError
-from deploy.sources.reconnect import Backoff, Reconnecting
+from deploy.sources.reconnect import LAST_S, Backoff, Reconnecting
 from deploy.sources.stop import Stop
 from lfd.errors import SourceError
 
@@ -120,6 +120,51 @@ def test_giving_up(give_up_s: float) -> None:
     assert sum(clock.waits) == pytest.approx(give_up_s)
     assert caught.value.exit_code == 3
     assert caught.value.cause is (Cause.REFUSED if give_up_s else Cause.CLOSED)
+
+
+def test_giving_up_does_not_wait_for_an_opening_that_hangs() -> None:
+    """As of a server that takes connections and says nothing: FFmpeg has its time-outs, we have ours."""
+    clock, may_open, closed = Clock(), threading.Event(), threading.Event()
+
+    class Late(Stream):
+        def close(self) -> None:
+            closed.set()
+
+    steps: list[Stream] = [Stream(clock, 1, lost()), Late(clock, 1, None)]
+
+    def open_stream() -> Stream:
+        stream = steps.pop(0)
+        if isinstance(stream, Late):
+            may_open.wait(30)
+        return stream
+
+    source = Reconnecting(open_stream, 1.5, Backoff(first_s=0.1))
+    begin = time.monotonic()
+    with pytest.raises(StreamError, match=r"given up 1\.[5-9] s and 1 attempts after it was lost: because closed"):
+        list(source)
+    assert 1.5 <= time.monotonic() - begin < 1.5 + LAST_S + 1
+    source.close()
+    may_open.set()
+    assert closed.wait(5), "what opens after all is closed"
+
+
+def test_the_last_attempt_gets_a_second() -> None:
+    clock, asked, may_end = Clock(), [], threading.Event()
+    first = Stream(clock, 1, lost())
+
+    def open_stream() -> Stream:
+        if not asked:
+            asked.append(0.0)
+            return first
+        asked.append(time.monotonic())
+        may_end.wait(30)
+        raise lost()
+
+    source = Reconnecting(open_stream, 0.2, Backoff(first_s=60))
+    with pytest.raises(StreamError, match="given up"):
+        list(source)
+    assert LAST_S - 0.1 <= time.monotonic() - asked[1] < LAST_S + 1
+    may_end.set()
 
 
 @pytest.mark.parametrize(("lasts", "expected"), [(0.0, [0.5, 1.0, 2.0]), (11.0, [0.5, 0.5, 0.5])])
