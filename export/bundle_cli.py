@@ -9,7 +9,7 @@ import click
 
 from export.cli_inputs import data_of, need
 from lfd.console import Command, guarded, parse_size
-from lfd.errors import DataError, ExportError
+from lfd.errors import DataError, ExportError, UsageError
 
 
 @click.command("all", cls=Command)
@@ -28,7 +28,7 @@ from lfd.errors import DataError, ExportError
     "--method", type=click.Choice(["minmax", "percentile", "entropy"]), default="percentile", show_default=True
 )
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Threads for one inference; 0: one a core.")
-@click.option("--overwrite", is_flag=True, help="Replace files of the same names in the folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier run in the folder.")
 @guarded
 def all_command(
     source: Path,
@@ -54,15 +54,19 @@ def all_command(
     made, or there is none; 130 interrupted, with the files that were finished kept.
     """
     need()
-    from export.bundle import Wanted, make_all  # noqa: PLC0415
+    from export.bundle import make_all  # noqa: PLC0415
+    from export.bundle_maker import Wanted  # noqa: PLC0415
     from export.bundle_shelf import check_folder  # noqa: PLC0415
     from export.bundle_source import open_original  # noqa: PLC0415
-    from export.calibration import default_calibration, gate_data, open_frames  # noqa: PLC0415
+    from export.bundle_table import markdown  # noqa: PLC0415
+    from export.calibration import MINIMUM, default_calibration, gate_data, open_frames  # noqa: PLC0415
     from export.gate import check_drop  # noqa: PLC0415
     from export.to_onnx import parse_batch  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
 
     check_drop(max_miou_drop)
+    if frames < MINIMUM:  # before the scoring, which takes minutes
+        raise UsageError(f"--frames {frames}; expected at least {MINIMUM}")
     check_folder(out, source, overwrite)
     size_hw, batches = parse_size(size) if size else None, parse_batch(batch)
     labelled = data_of(source, data)
@@ -75,12 +79,11 @@ def all_command(
     try:
         chosen = open_frames(calib, original.reference.spec, frames)
     except DataError as error:
+        click.echo(f"there will be no int8: {error}", err=True)
         chosen = error
-    report = make_all(
-        original, evaluation, chosen, Wanted(out, text, max_miou_drop, method, pictures, threads),
-        lambda line: click.echo(line, err=True),
-    )  # fmt: skip
-    click.echo(report.markdown(), nl=False)
+    wanted = Wanted(out, text, max_miou_drop, method, pictures, threads, overwrite)
+    report = make_all(original, evaluation, chosen, wanted, lambda line: click.echo(line, err=True))
+    click.echo(markdown(report), nl=False)
     if failed := [file for file in report.files if file.state == "failed"]:
         raise ExportError(
             f"{len(failed)} of {len(report.files)} files could not be made; {failed[0].name}: {failed[0].reason}"

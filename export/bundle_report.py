@@ -2,21 +2,20 @@
 
 Schema 1. The JSON is `Report` field by field: an object a dataclass, a list a tuple, null for None or for a number that
 cannot be counted. Files are named without their folder. Sizes are in bytes, IoU, mIoU and agreement are shares in
-[0, 1], what was lost is in points (of 100), times are milliseconds of one run of the model alone, frame in, class map
-out. A change of meaning, or of a key, changes `schema`.
+[0, 1], what was lost or bought is in points (of 100), times are milliseconds of one run of the model alone, frame in,
+class map out; other units stand in their keys. A change of meaning, or of a key, changes `schema`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deploy.environment import Environment
 from deploy.timing import Percentiles, Ratio
-from export.parity import Parity
+from export.parity import Parity, number
 from export.speed import Rounds
 from lfd.spec import Labels
 
@@ -78,7 +77,7 @@ class Run:
     @classmethod
     def of(cls, backend: str | None, runtime: str, parity: Parity, labels: Labels, max_miou_drop: float) -> Run:
         """Describe a file by how it compares with the source."""
-        lost = round(-100 * parity.miou_delta, 9)
+        lost = round(-100 * parity.miou_delta, 9) + 0.0  # no -0.0
         iou = dict(zip(labels.names, (number(b) for _, b in parity.iou), strict=True))
         return cls(
             backend, runtime, parity.miou[1], lost, iou, parity.agreement, parity.worst, holds=lost <= max_miou_drop
@@ -90,8 +89,9 @@ class Gate:
     """A condition of being written.
 
     Attributes:
-        name: `parity` (share of pixels), `accuracy` (points of mIoU lost), `precision` (as TensorRT's inspector says)
-            or `speed` (times faster than the fp32 file of the same runtime).
+        name: `parity` (share of pixels), `accuracy` (points of mIoU lost), `precision` (how many convolutions run in
+            another one than they ask for, as TensorRT's inspector says) or `speed` (times faster than the fp32 file of
+            the same runtime).
         passed: None where it could not be measured, which is no refusal.
         found: The figure; None likewise, and where there is no single one.
         limit: What it was held against.
@@ -120,8 +120,10 @@ class File:
         sha256: Likewise.
         kept_float: Layers kept in a wider type than the rest.
         gates: In the order they were passed.
-        search: What the int8 gate tried, as in `lfd-export int8 --report`; None for other files.
+        search: What the int8 gate tried, as in `lfd-export int8 --report` without its verdict, which `state` and
+            `gates` give; None for other files.
         runs: On each runtime that is here.
+        fails_on: Backend to why the file does not run there, of those that are here.
     """
 
     name: str
@@ -136,11 +138,18 @@ class File:
     gates: tuple[Gate, ...] = ()
     search: Mapping[str, Any] | None = None
     runs: tuple[Run, ...] = ()
+    fails_on: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to ship: a file, what runs it, and why."""
+    """What to ship.
+
+    Attributes:
+        file: Its name.
+        backend: As `--backend` takes it; None for a file that an engine is to be built from.
+        reason: Why.
+    """
 
     file: str
     backend: str | None
@@ -156,7 +165,7 @@ class Source:
         model: The network.
         runtime: What it was scored on.
         size_hw: Input size.
-        frames_per_run: A number, or `dynamic`.
+        frames_per_run: A number; or `dynamic`, which is timed with one.
         miou: Of the source; see `Run`, as for `iou`.
         iou: See there.
     """
@@ -192,7 +201,7 @@ class Report:
         max_miou_drop: Points of mIoU that a file may lose.
         runtimes: What could be run here, and for the rest why not.
         files: In the order they are made.
-        choices: Runtime to what to ship there.
+        choices: Runtime to what to ship there: `ort`, `openvino` or `trt`.
         overall: What to ship to a machine like this one.
         environment: The machine and the software.
         load: Of the machine at the end of the timing: processes that want a core, over the last minute, this one among
@@ -216,95 +225,3 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return it as what JSON holds."""
         return dataclasses.asdict(self)
-
-    def markdown(self) -> str:
-        """Return it for people, as it is printed."""
-        height, width = self.source.size_hw
-        lines = [
-            f"# {self.source.name}: {self.source.model}, {height}x{width}",
-            "",
-            *([] if self.complete else ["**Interrupted: this is what there was by then.**", ""]),
-            self._intro(),
-            "",
-            *self._table(),
-            "",
-        ]
-        for file in self.files:
-            if file.state in ("refused", "failed", "not reached"):
-                lines.append(f"- {file.name}: {_STATES[file.state]}{file.reason}".rstrip(": "))
-            elif file.state == "written" and file.kept_float and file.precision == "int8":
-                lines.append(f"- {file.name}: {len(file.kept_float)} layers stay in float to hold the accuracy")
-        elsewhere = [file for file in self.files if file.state == "elsewhere"]
-        for reason in dict.fromkeys(file.reason for file in elsewhere):
-            lines.append(f"- Not made here: {reason}. Then, in this folder:")
-            lines += [f"  - {file.name}: `{file.command}`" for file in elsewhere if file.reason == reason]
-        told = {file.runtime for file in elsewhere}
-        lines += [f"- {n}: {said}" for n, said in self.runtimes.items() if said.startswith("not") and n not in told]
-        lines += ["", "## Ship", ""]
-        lines += [f"- {name}: {choice.file}. {choice.reason}" for name, choice in self.choices.items()]
-        if self.overall is not None:
-            lines.append(f"- on a machine like this one: **{self.overall.file}**. {self.overall.reason}")
-        return "\n".join(lines) + "\n"
-
-    def _intro(self) -> str:
-        batch = self.source.frames_per_run
-        frames = f" with {batch} frames" if isinstance(batch, int) and batch > 1 else ""
-        busy = ""
-        if self.load is not None and self.load > self.environment.cores + 1:
-            busy = (
-                f" **The machine was busy: a load of {self.load:.1f} on {self.environment.cores} cores. The times are "
-                "longer than on an idle one; how they compare holds, since all saw the same.**"
-            )
-        return (
-            f"Source on {self.source.runtime}: mIoU {self.source.miou:.2%} on {self.data.pictures} pictures of "
-            f"{self.data.name} {self.data.split}; a file may lose {self.max_miou_drop:g} points. p50 is one run of the "
-            f"model alone{frames}, all in turns on {self.environment.cpu}; ~ is a difference within the noise.{busy}"
-        )
-
-    def _table(self) -> list[str]:
-        heads = ("file", "runs on", "MB", "mIoU, %", "points lost", "agrees, %", "p50, ms", "times fp32", "verdict")
-        rows = [self._row(file, run) for file in self.files if file.size is not None for run in file.runs]
-        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-        left = {0, 1, 8}
-
-        def line(cells: tuple[str, ...]) -> str:
-            padded = (
-                cell.ljust(width) if at in left else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            )
-            return f"| {' | '.join(padded)} |"
-
-        rule = (f"{'-' * (width - 1)}{'-' if at in left else ':'}" for at, width in enumerate(widths))
-        return [line(heads), f"| {' | '.join(rule)} |", *map(line, rows)]
-
-    def _row(self, file: File, run: Run) -> tuple[str, ...]:
-        latency = run.latency
-        ms = f"{latency.p50_ms:.2f}" if latency is not None and latency.p50_ms is not None else "-"
-        ratio = latency.times_faster if latency is not None else None
-        times = "-" if ratio is None else f"{ratio.median:.2f}{'' if ratio.decided else ' ~'}"
-        said = "holds" if run.holds else "loses too much"
-        if file.state != "written":
-            said = "not written"
-        return (
-            file.name,
-            run.backend or "as written",
-            f"{(file.size or 0) / 1e6:.2f}",
-            f"{100 * run.miou:.2f}",
-            f"{round(run.miou_lost, 2) + 0.0:.2f}",
-            f"{100 * run.agreement:.3f}",
-            ms,
-            times,
-            said,
-        )
-
-
-_STATES: Mapping[str, str] = {
-    "refused": "not written: ",
-    "failed": "FAILED: ",
-    "not reached": "not reached: ",
-}
-
-
-def number(value: float) -> float | None:
-    """Return what JSON has for it: None for NaN."""
-    return None if math.isnan(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, Literal
 from deploy.artifact import engine_info_path, sha256
 from export.bundle_report import File
 from lfd.errors import UsageError
-from lfd.files import replacing
 
 REPORT = "report.json"
 TABLE = "report.md"
@@ -20,18 +20,29 @@ INT8: dict[str, Literal["ort", "openvino", "trt"]] = {"int8_ort": "ort", "int8_o
 """An int8 file to its target."""
 ENGINES = {"engine_fp32": "fp32", "engine_fp16": "fp16", "engine_int8": "int8_trt"}
 """An engine to the file that it is built from."""
+ABSOLUTE = re.compile(r"(?<![^\s:'\"(])/(?:[^\s/:'\"]+/)+")
+"""The folders of an absolute path in a text."""
 
 
 def check_folder(out: Path, source: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something, unless that may be replaced; and the one that an .onnx source lies in.
+    """Refuse a folder that must not be written to, before any work is done; see `check_empty`.
 
     Raises:
-        UsageError: It is so, or it is a file.
+        UsageError: It is the one that an .onnx source lies in, is a file, or holds something that may not be replaced.
     """
     if source.suffix == ".onnx" and source.resolve().parent == out.resolve():
         raise UsageError(f"{source} lies in {out} itself, where it could be replaced; choose another folder")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; choose a folder")
+    check_empty(out, overwrite)
+
+
+def check_empty(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds something, unless that may be replaced.
+
+    Raises:
+        UsageError: It is so.
+    """
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UsageError(f"{out} is not empty; choose a new folder, or replace its files with --overwrite")
 
@@ -74,29 +85,48 @@ class Shelf:
         self.change(key, size=self.path(key).stat().st_size, sha256=sha256(self.path(key)))
 
     def place(self, key: str) -> None:
-        """Give a file its name in the folder; an engine's record goes first."""
-        staged, final = self.path(key), self._out / self.files[key].name
-        pairs = [(engine_info_path(staged), engine_info_path(final))] if key in ENGINES else []
-        for source, target in (*pairs, (staged, final)):
-            with replacing(target) as aside:
-                shutil.copyfile(source, aside)
+        """Give a file its name in the folder; an engine's record goes first, whose hash then tells an older engine.
+
+        The report of an earlier run goes before the first of them: it never lies beside newer files.
+        """
+        if not any(file.state == "written" for file in self.files.values()):
+            for name in (REPORT, TABLE):
+                (self._out / name).unlink(missing_ok=True)
+        for staged, final in zip(self._paths(key, self._staging), self._paths(key, self._out), strict=True):
+            with staged.open("rb") as file:
+                os.fsync(file.fileno())  # so that a power cut leaves the older one, or this one whole
+            staged.replace(final)
         self.change(key, state="written")
 
+    def _paths(self, key: str, folder: Path) -> tuple[Path, ...]:
+        path = folder / self.files[key].name
+        return (engine_info_path(path), path) if key in ENGINES else (path,)
+
     def plain(self, error: Exception) -> str:
-        """Return an error's text without the folder, which is the user's affair."""
-        text = " ".join(str(error).split())
+        """Return an error's text as a line without folders, which are the user's affair."""
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        text = " ".join(said.split())
         for folder in (self._staging, self._out):
             text = text.replace(f"{folder}{os.sep}", "")
-        return text
+        return ABSOLUTE.sub("", text)
 
-    def sweep(self) -> None:
-        """Remove what lies aside, and older files of names that were not written now.
-
-        So that the folder holds what its report says. Engines that another machine is to make stay.
-        """
+    def discard(self) -> None:
+        """Remove what lies aside."""
         shutil.rmtree(self._staging, ignore_errors=True)
+
+    def sweep(self, complete: bool) -> None:
+        """Remove what lies aside, and an older file of a name that a gate refused now.
+
+        Any other older file stays, with a remark: it may be all that there is.
+        """
+        self.discard()
         for key, file in self.files.items():
-            if file.state not in ("written", "elsewhere"):
-                for path in (self._out / file.name, engine_info_path(self._out / file.name)):
-                    if path.suffix != ".json" or key in ENGINES:
-                        path.unlink(missing_ok=True)
+            older = [path for path in self._paths(key, self._out) if path.exists()]
+            if file.state == "written" or not older:
+                continue
+            if complete and file.state == "refused":
+                for path in older:
+                    path.unlink()
+            elif self._paths(key, self._out)[-1] in older:
+                reason = f"{file.reason}; " if file.reason else ""
+                self.change(key, reason=f"{reason}the file of this name that lies here is of an earlier run")

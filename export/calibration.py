@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -120,11 +121,21 @@ def gate_data(calibration: str, data: str | None) -> str:
     if data is None and used is not None:
         data = f"{used.name}:{used.path}@val"
     name, path, split = parse_data(data or "")
-    if used is not None and (name, path, split or "val") == (used.name, used.path, used.split or "train"):
+    same = used is not None and (name, _place(path), split or "val") == (
+        used.name, _place(used.path), used.split or "train",
+    )  # fmt: skip
+    if same:
         raise UsageError(
-            f"--calib and --data are both {name} {split or 'val'}; expected two splits, or a fair score is lost"
+            f"ranges would be measured on {name} {split or 'val'}, and so would the accuracy; expected two splits of "
+            "--calib and --data, or a fair score is lost"
         )
     return f"{name}:{path}@{split or 'val'}"
+
+
+def _place(path: str) -> tuple[str, str]:
+    """Return what a set's path points to, and its options, however it is written."""
+    folder, mark, options = path.partition("?")
+    return os.path.realpath(folder), mark + options
 
 
 def default_calibration(data: str) -> str:

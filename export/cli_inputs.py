@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from lfd.errors import UsageError, require
@@ -10,7 +11,8 @@ from lfd.errors import UsageError, require
 def need() -> None:
     """Say which extra is missing, before an import fails somewhere inside."""
     for module in ("cv2", "torch", "torchvision", "safetensors", "onnx", "onnxscript", "onnxruntime"):
-        require(module, "export")
+        if find_spec(module) is None:  # importing them takes seconds, and a typing error should not
+            require(module, "export")
 
 
 def data_of(run: Path, data: str | None) -> str:
@@ -21,6 +23,8 @@ def data_of(run: Path, data: str | None) -> str:
         return data
     saved = (run if run.is_dir() else run.parent) / "config.toml"
     if not saved.is_file():
-        raise UsageError(f"{saved}: no such file to tell the data set; give --data NAME:PATH for the parity check")
+        raise UsageError(
+            f"{saved}: no such file to tell the data set; give --data NAME:PATH, labelled pictures to score on"
+        )
     trained_on = from_mapping(read_recipe(str(saved))).data
     return trained_on.val or trained_on.source

@@ -17,7 +17,7 @@ from deploy.artifact import PRECISION_KEY, check_model_file, read_spec
 from export.errors import GateError
 from export.int8_graph import CORE, PAIR, Graph, drop_unused, prepare, replace_nodes
 from export.parity import Parity, compare
-from export.runnable import Runnable, open_file
+from export.runnable import open_file
 from lfd.data import Dataset
 from lfd.errors import ExportError, ModelError
 from lfd.files import replacing
@@ -133,8 +133,6 @@ def checked_fp16(
     dataset: Dataset,
     pictures: int | None = None,
     required: float = MIN_AGREEMENT_FP16,
-    reference: Runnable | None = None,
-    threads: int = 0,
 ) -> tuple[list[str], Parity]:
     """Write an fp32 ONNX file of ours in fp16 once it agrees with its source on real frames.
 
@@ -144,8 +142,6 @@ def checked_fp16(
         dataset: Labelled pictures of the model's classes.
         pictures: At most so many, spread evenly; None takes all.
         required: Share of pixels that must have the same class.
-        reference: What it is held against; the source by default.
-        threads: For one inference; 0 leaves it to the runtime.
 
     Returns:
         What stayed in fp32, as `Op name`, and how alike they are.
@@ -157,7 +153,7 @@ def checked_fp16(
     """
     with replacing(out) as aside:
         kept = to_fp16(source, aside)
-        with reference or open_file(source, "ort", threads) as a, open_file(aside, "ort", threads) as b:
+        with open_file(source, "ort") as a, open_file(aside, "ort") as b:
             parity = compare(a, b, dataset, pictures, required)
         if not parity:
             raise GateError(

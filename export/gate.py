@@ -6,14 +6,15 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from export.calibration import Frames
 from export.errors import GateError
 from export.fp16 import load_source, save_checked
-from export.int8 import Calibrated, QuantReport, Target, build, calibrate, report
+from export.gate_report import GateReport, Step, points
+from export.int8 import Calibrated, Target, build, calibrate, report
 from export.int8_ranges import Method
 from export.int8_rank import RANK_FRAMES, rank_layers
 from export.int8_runner import DeployRunner
@@ -44,89 +45,6 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Step:
-    """One file that was tried.
-
-    Attributes:
-        kept: Layers put back to float in this step.
-        kept_in_all: How many are in float by now.
-        miou: Of the file, in [0, 1].
-        drop: What it lost against the source, points.
-        bought: What this step gained over the one before, points.
-        source_ms: Median latency of the source, and `int8_ms` of the file, taken in turns; None where not measured.
-        int8_ms: See there.
-        cost_ms: By how much the file is slower than that of the step before.
-    """
-
-    kept: tuple[str, ...]
-    kept_in_all: int
-    miou: float
-    drop: float
-    bought: float
-    source_ms: float | None
-    int8_ms: float | None
-    cost_ms: float | None
-
-
-@dataclass(frozen=True)
-class GateReport:
-    """What the gates decided, and why.
-
-    Attributes:
-        source: Name of the source file, without its folder; `out` likewise.
-        out: See there.
-        quantised: What the last file tried is.
-        max_miou_drop: What was allowed, points.
-        source_miou: In [0, 1].
-        steps: The files tried, in order.
-        ranking: Layer to dB, the worst first; empty when nothing had to be kept in float.
-        accurate: Whether the last file keeps to the accuracy.
-        faster: Whether it is faster than its source; None where that was not measured, and `speed_note` says why.
-        speed_note: See there.
-        ship: Name of the file to ship.
-    """
-
-    source: str
-    out: str
-    quantised: QuantReport
-    max_miou_drop: float
-    source_miou: float
-    steps: tuple[Step, ...]
-    ranking: dict[str, float]
-    accurate: bool
-    faster: bool | None
-    speed_note: str
-    ship: str
-
-    def __bool__(self) -> bool:
-        """Tell whether the gates hold, and the file was written."""
-        return self.accurate and self.faster is not False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as what JSON holds."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        lines = [
-            str(self.quantised),
-            f"source {self.source}: mIoU {self.source_miou:.2%}; at most {self.max_miou_drop:g} points may be lost",
-            "step  in float    mIoU, %   lost   bought   source, ms   int8, ms   cost, ms   put back",
-        ]
-        for index, step in enumerate(self.steps):
-            times = [
-                f"{v:10.2f}" if v is not None else "         -" for v in (step.source_ms, step.int8_ms, step.cost_ms)
-            ]
-            put = ", ".join(f"{name} ({self.ranking[name]:.1f} dB)" for name in step.kept[:3] if name in self.ranking)
-            more = f", {len(step.kept) - 3} more" if len(step.kept) > 3 else ""
-            lines.append(
-                f"{index:4}  {step.kept_in_all:8}  {step.miou * 100:9.2f}  {step.drop:5.2f}   {step.bought:6.2f}   "
-                f"{times[0]}  {times[1]}  {times[2]}   {put}{more}".rstrip()
-            )
-        lines.append(f"{'written' if self else 'NOT written'}; {self.speed_note}; ship {self.ship}")
-        return "\n".join(lines)
-
-
 def gated_int8(
     source: Path,
     out: Path,
@@ -152,7 +70,8 @@ def gated_int8(
         method: How ranges are chosen.
         evaluation: Labelled set.
         max_miou_drop: Points of mIoU that it may lose.
-        speed: Whether it must be faster than its source, where the target runs here.
+        speed: Whether it must be faster than its source, where the target runs here. What layers in float cost is
+            measured in any case.
         runner: Scores and times; a DeployRunner by default.
         say: Called with a line on what is going on.
 
@@ -167,8 +86,6 @@ def gated_int8(
         GateError: Not even the last layer in int8 keeps to the accuracy.
         OSError: The result cannot be written.
     """
-    if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
-        raise UsageError(f"{max_miou_drop} points of mIoU; expected a number from 0")
     check_drop(max_miou_drop)
     load_source(source)
     runner = runner or DeployRunner(source, evaluation, target)
@@ -220,9 +137,9 @@ def gated(
         if not accurate:
             best = max(found.steps, key=lambda step: step.miou)
             raise GateError(
-                f"int8 loses {best.drop:.2f} points of mIoU at best, with {best.kept_in_all} of {len(found.ranking)} "
-                f"layers in float, and {max_miou_drop:g} are allowed; nothing was written. Fix: ship "
-                f"{source.name} or its fp16, calibrate by another method or on more frames, or allow more",
+                f"int8 loses {points(best.drop)} points of mIoU at best, with {best.kept_in_all} of "
+                f"{len(found.ranking)} layers in float, and {max_miou_drop:g} are allowed; nothing was written. Fix: "
+                f"ship {source.name} or its fp16, calibrate by another method or on more frames, or allow more",
                 found.to_dict(),
             )
         if found:
@@ -238,7 +155,7 @@ def check_drop(max_miou_drop: float) -> None:
         UsageError: It is negative, or not finite.
     """
     if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
-        raise UsageError(f"{max_miou_drop} points of mIoU; expected a number from 0")
+        raise UsageError(f"--max-miou-drop {max_miou_drop}; expected points of mIoU, a number from 0")
 
 
 def _check_miou(miou: float) -> None:
@@ -248,9 +165,10 @@ def _check_miou(miou: float) -> None:
 
 def _speed(step: Step, target: Target, wanted: bool) -> tuple[bool | None, str]:
     """Return whether a file is faster than its source, and a sentence on it."""
+    if not wanted:
+        return None, "speed not asked for"
     if step.source_ms is None or step.int8_ms is None:
-        why = "not asked for" if not wanted else f"{target} does not run here; measure it there before it ships"
-        return None, f"speed not measured: {why}"
+        return None, f"speed not measured: {target} does not run here; measure it there before it ships"
     ratio = step.source_ms / step.int8_ms
     if ratio > 1:
         return True, f"{ratio:.2f} times faster than its source"
@@ -281,8 +199,10 @@ class _Search:
     def put_back(self, max_miou_drop: float) -> bool:
         """Put the next worst layers back to float and try again; return false when none is left in int8."""
         if not self.ranking:
-            self.say(f"{self.steps[0].drop:.2f} points lost, {max_miou_drop:g} allowed: ranking the layers")
+            self.say(f"{points(self.steps[0].drop)} points lost, {max_miou_drop:g} allowed: ranking the layers")
             self.ranking = self.rank()
+            if self.steps[0].int8_ms is None:
+                self._time()
         number = len(self.steps)
         size = 1 if number <= SINGLE_STEPS else 2 ** (number - SINGLE_STEPS)
         left = [name for name in self.ranking if name not in self.kept]
@@ -296,11 +216,21 @@ class _Search:
         self.kept += names
         save_checked(build(self.calibrated, self.target, self.kept), self.path)
         miou = self.runner.miou(self.path)
-        times = self.runner.latency_ms(self.path) if self.speed else None
-        before = self.steps[-1] if self.steps else None
-        bought = (miou - before.miou) * 100 if before else 0.0
-        cost = times[1] - before.int8_ms if before and before.int8_ms is not None and times else None
+        bought = (miou - self.steps[-1].miou) * 100 if self.steps else 0.0
         drop = round((self.source_miou - miou) * 100, 9)  # 0.60 - 0.59 is one point, and not a hair more
-        source_ms, int8_ms = times or (None, None)
-        self.steps.append(Step(tuple(names), len(self.kept), miou, drop, bought, source_ms, int8_ms, cost))
-        self.say(f"{len(self.kept)} layers in float: mIoU {miou:.2%}, {drop:.2f} points lost")
+        self.steps.append(Step(tuple(names), len(self.kept), miou, drop, bought))
+        if self.speed or self.kept:
+            self._time()
+        self.say(f"{len(self.kept)} layers in float: mIoU {miou:.2%}, {points(drop)} points lost")
+
+    def _time(self) -> None:
+        """Note how long the last file takes, and what it costs over the one before."""
+        if (times := self.runner.latency_ms(self.path)) is None:
+            return
+        source_ms, int8_ms = times
+        step, cost_ms = replace(self.steps[-1], source_ms=source_ms, int8_ms=int8_ms), None
+        before = self.steps[-2] if len(self.steps) > 1 else None
+        if before is not None and before.source_ms is not None and before.int8_ms is not None:
+            # Both were measured beside the source: what slowed the machine meanwhile is no cost.
+            cost_ms = int8_ms - before.int8_ms * source_ms / before.source_ms
+        self.steps[-1] = replace(step, cost_ms=cost_ms)

@@ -82,7 +82,7 @@ class Parity:
     def record(self, labels: Labels, worst: int) -> dict[str, Any]:
         """Return what JSON holds of it; None for what could not be counted."""
         classes = [
-            {"name": name, "a": _number(a), "b": _number(b), "difference": _number(b - a)}
+            {"name": name, "a": number(a), "b": number(b), "difference": number(b - a)}
             for name, (a, b) in zip(labels.names, self.iou, strict=True)
         ]
         return {
@@ -90,13 +90,14 @@ class Parity:
             "pictures": self.pictures,
             "agreement": self.agreement,
             "required": self.required,
-            "miou": {"a": _number(self.miou[0]), "b": _number(self.miou[1]), "difference": _number(self.miou_delta)},
+            "miou": {"a": number(self.miou[0]), "b": number(self.miou[1]), "difference": number(self.miou_delta)},
             "classes": classes,
             "worst": [{"name": frame.name, "agreement": frame.agreement} for frame in self.frames[:worst]],
         }
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """Return what JSON has for it: None for NaN."""
     return None if math.isnan(value) else value
 
 

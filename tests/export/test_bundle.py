@@ -6,8 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import signal
+import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.artifact import read_engine_info
+from deploy.bench import signals
+from deploy.environment import Environment
 from deploy.session import open_session
 from deploy.timing import Samples
-from export import bundle, bundle_maker, speed
+from export import bundle, bundle_maker, bundle_source, speed
 from export.bundle_advice import choose
-from export.bundle_report import File, Latency, Report, Run
+from export.bundle_report import Data, File, Latency, Report, Run, Source
+from export.bundle_shelf import Shelf
+from export.bundle_table import markdown
 from export.cli import main
 from export.errors import GateError
 from export.speed import ROUNDS, Timed, take_turns
@@ -31,7 +38,7 @@ from export.to_onnx import to_onnx
 from export.trt_graph import read_request
 from lfd.checkpoint import save_model
 from lfd.data import open_dataset
-from lfd.errors import ExportError
+from lfd.errors import ExportError, LfdError, MissingDependencyError, ModelError
 from lfd.models import create_model
 from lfd.spec import ModelSpec, Preprocess
 from tests.conftest import make_folder
@@ -40,6 +47,7 @@ from tests.export.fake_tensorrt import Script, make
 from tests.export.test_gate import HW, Small
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +135,7 @@ def test_all_of_an_onnx_file(source: Path, pictures: Path, tmp_path: Path) -> No
     assert quick["runs"][0]["latency"]["times_faster"] == {"median": 2.0, "low": 2.0, "high": 2.0}
     assert [(g["name"], g["passed"]) for g in quick["gates"]] == [("accuracy", True), ("speed", True)]
     assert quick["search"]["quantised"]["target"] == "ort" and quick["search"]["steps"]
+    assert not {"accurate", "faster", "speed_note", "ship"} & set(quick["search"]), "the gates say it, and later"
     for name, of in (("int8", "int8_trt"), ("fp16", "fp16")):
         engine = files[f"small_{name}.engine"]
         assert engine["command"] == f"lfd-export trt small_{of}.onnx -o small_{name}.engine"
@@ -170,19 +179,94 @@ def test_int8_that_is_slower_is_refused(source: Path, pictures: Path, tmp_path: 
     assert record["choices"]["ort"]["file"] == "small_fp32.onnx" and "2.00 times SLOWER" in said
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ExportError("no such operator")])
+def test_int8_that_is_as_fast_is_refused_and_not_called_slower(
+    source: Path, pictures: Path, tmp_path: Path, scripted: Any
+) -> None:
+    scripted(lambda name, backend: 10.0)
+    code, said, errors = run(source, pictures, tmp_path / "o")
+    assert code == 0 and "no faster than the fp32 file on ort" in said and "SLOWER" not in said, errors
+    assert read(tmp_path / "o")[1]["small_int8_ort.onnx"]["state"] == "refused"
+
+
+def test_what_others_are_held_against_is_timed_whatever_it_loses(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 0 points allowed, rounding alone costs PyTorch's export its own verdict; it stays the measure of int8."""
+    described = Run.of
+
+    def strict(backend: str | None, runtime: str, *more: Any) -> Run:
+        found = described(backend, runtime, *more)
+        return replace(found, holds=False) if runtime.endswith("fp32") else found
+
+    monkeypatch.setattr(Run, "of", strict)
+    code, said, errors = run(source, pictures, tmp_path / "o")
+    assert code == 0, errors
+    record, files = read(tmp_path / "o")
+    assert files["small_fp32.onnx"]["runs"][0]["latency"]["p50_ms"] == 10
+    assert files["small_int8_ort.onnx"]["gates"][-1]["found"] == 2.0
+    assert record["choices"]["ort"]["file"] == "small_int8_ort.onnx" and "loses too much" in said
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("error", "elsewhere"),
+    [(ModelError("OpenVINO cannot load it"), False), (MissingDependencyError("openvino is half there"), True)],
+)
+def test_a_runtime_that_does_not_take_a_file_costs_no_file(
+    source: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: LfdError,
+    elsewhere: bool,
+) -> None:
+    opened = bundle_maker.open_file
+
+    def opens(path: Path, backend: str, threads: int) -> Any:
+        if backend.startswith("openvino"):
+            raise error
+        return opened(path, backend, threads)
+
+    monkeypatch.setattr(bundle_maker, "open_file", opens)
+    code, said, errors = run(source, pictures, tmp_path / "o")
+    assert code == 0, errors
+    record, files = read(tmp_path / "o")
+    check_folder(tmp_path / "o", files)
+    exact = files["small_fp32.onnx"]
+    assert exact["state"] == "written" and [r["backend"] for r in exact["runs"]] == ["ort"]
+    if elsewhere:
+        assert not exact["fails_on"] and record["runtimes"]["openvino-bf16"].startswith("not here: openvino is half")
+    else:
+        assert exact["fails_on"]["openvino"] == str(error)
+        assert "small_fp32.onnx does not run on openvino: OpenVINO cannot load it" in said
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed here")
+def test_without_openvino_its_int8_is_for_later(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_maker, "find_spec", lambda name: None if name == "openvino" else True)
+    code, said, errors = run(source, pictures, tmp_path / "o")
+    file = read(tmp_path / "o")[1]["small_int8_openvino.onnx"]
+    assert code == 0 and file["state"] == "elsewhere" and "lfd-toolkit[openvino]" in file["reason"], errors
+    command = "lfd-export int8 small_fp32.onnx -o small_int8_openvino.onnx --target openvino --calib NAME:PATH"
+    assert file["command"] == command and command in said
+
+
+@pytest.mark.parametrize("error", [FULL, ExportError("no such operator")])
 def test_one_that_fails_does_not_stop_the_others(
     source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(bundle_maker, "checked_fp16", fails)
+    monkeypatch.setattr(bundle_maker, "to_fp16", fails)
     code, _, errors = run(source, pictures, tmp_path / "o")
     assert code == 1 and errors.splitlines()[-1].startswith("error: 1 of 8 files could not be made; small_fp16.onnx: ")
     _, files = read(tmp_path / "o")
     check_folder(tmp_path / "o", files)
     assert files["small_fp16.onnx"]["state"] == "failed" and files["small_int8_ort.onnx"]["state"] == "written"
+    assert files["small_fp16.onnx"]["reason"] == (error.strerror if isinstance(error, OSError) else str(error))
     assert files["small_fp16.engine"]["reason"] == "there is no small_fp16.onnx to build it from"
 
 
@@ -216,6 +300,8 @@ def test_without_calibration_there_is_no_int8(source: Path, pictures: Path, tmp_
     code, _, errors = run(source, pictures, tmp_path / "o", "--calib", f"folder:{few}")
     record, files = read(tmp_path / "o")
     assert code == 1 and "expected at least 32" in errors.splitlines()[-1] and record["calibration"] is None
+    assert any(line.startswith("there will be no int8: ") for line in errors.splitlines()), "said before the work"
+    assert files["small_int8_trt.onnx"]["reason"].startswith("calibration frames folder:few: ")
     assert files["small_int8_trt.onnx"]["state"] == "failed" and files["small_fp16.onnx"]["state"] == "written"
 
 
@@ -231,10 +317,123 @@ def test_an_interruption_keeps_what_is_finished(
     assert code == 130 and "keeps small_fp32.onnx, small_fp16.onnx" in errors.splitlines()[-1]
     record, files = read(tmp_path / "o")
     check_folder(tmp_path / "o", files)
-    assert not record["complete"] and "Interrupted" in (tmp_path / "o/report.md").read_text()
+    assert not record["complete"] and "Cut short" in (tmp_path / "o/report.md").read_text()
     int8 = files["small_int8_ort.onnx"]
-    assert int8["state"] == ("written" if when == "timing" else "not reached")
-    assert when != "timing" or (int8["gates"][-1]["name"], int8["gates"][-1]["passed"]) == ("speed", None)
+    assert int8["state"] == "not reached", "no int8 file is written whose speed is not known"
+    assert int8["reason"] == ("its speed was not measured" if when == "timing" else "")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Give back the handlers of signals: a command that was interrupted ignores what follows."""
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signals_interrupt_once_and_the_report_is_written(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """A signal that follows another while the report is written tears nothing."""
+    write = bundle.write_texts
+
+    def writes(texts: Mapping[Path, str]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(texts)
+
+    monkeypatch.setattr(bundle, "take_turns", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(bundle, "write_texts", writes)
+    code, _, errors = run(source, pictures, tmp_path / "o")
+    assert code == 130 and "keeps small_fp32.onnx" in errors.splitlines()[-1]
+    record, files = read(tmp_path / "o")
+    check_folder(tmp_path / "o", files)
+    assert not record["complete"]
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("fails", [False, True])
+def test_ctrl_c_at_the_very_end_waits_for_the_report(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    write = bundle.write_texts
+
+    def writes(texts: Mapping[Path, str]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write(texts)
+
+    def broken(*_: object) -> None:
+        raise ModelError("the runtime failed")
+
+    if fails:
+        monkeypatch.setattr(bundle, "take_turns", broken)
+    monkeypatch.setattr(bundle, "write_texts", writes)
+    code, _, _ = run(source, pictures, tmp_path / "o")
+    assert code == 130
+    record, files = read(tmp_path / "o")
+    check_folder(tmp_path / "o", files)
+    assert record["complete"] is not fails
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_second_ctrl_c_gives_up_the_report_and_leaves_nothing_aside(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "take_turns", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(Shelf, "sweep", lambda shelf, complete: os.kill(os.getpid(), signal.SIGINT))
+    code, _, errors = run(source, pictures, tmp_path / "o")
+    assert code == 130 and errors.splitlines()[-1] == "interrupted"
+    assert {p.suffix for p in (tmp_path / "o").iterdir()} == {".onnx"}
+
+
+def test_a_disk_that_is_full_at_the_end_costs_the_report_alone(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr(bundle, "write_texts", full)
+    code, _, errors = run(source, pictures, tmp_path / "o")
+    assert code == 1 and errors.splitlines()[-1].startswith("error: No space left on device")
+    assert "| small_int8_ort.onnx" in errors and "## Ship" in errors, "what was found out is said"
+    assert {p.suffix for p in (tmp_path / "o").iterdir()} == {".onnx"}, "whole files, and nothing aside"
+
+
+def test_a_file_that_cannot_be_placed_has_failed(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Shelf.place
+
+    def places(shelf: Shelf, key: str) -> None:
+        if key == "int8_ort":
+            raise FULL
+        place(shelf, key)
+
+    monkeypatch.setattr(Shelf, "place", places)
+    code, _, errors = run(source, pictures, tmp_path / "o")
+    assert code == 1 and "small_int8_ort.onnx: No space left on device" in errors.splitlines()[-1]
+    _, files = read(tmp_path / "o")
+    check_folder(tmp_path / "o", files)
+    file = files["small_int8_ort.onnx"]
+    assert (file["state"], file["size"], file["sha256"]) == ("failed", None, None)
+
+
+def test_a_folder_that_another_process_filled_meanwhile_is_left_alone(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = bundle_source.open_original
+
+    def opens(*arguments: Any) -> Any:
+        (tmp_path / "o").mkdir()
+        (tmp_path / "o/report.json").write_text("theirs")
+        return opened(*arguments)
+
+    monkeypatch.setattr(bundle_source, "open_original", opens)
+    code, _, errors = run(source, pictures, tmp_path / "o")
+    assert code == 2 and "--overwrite" in errors.splitlines()[-1]
+    assert [p.read_text() for p in (tmp_path / "o").iterdir()] == ["theirs"]
 
 
 def test_a_defect_of_ours_keeps_its_traceback_and_the_report(
@@ -255,14 +454,35 @@ def test_an_older_folder(source: Path, pictures: Path, tmp_path: Path, scripted:
     out = tmp_path / "o"
     assert run(source, pictures, out)[0] == 0 and (out / "small_int8_ort.onnx").is_file()
     (out / "small_int8.engine").write_bytes(b"built on the device")
-    (out / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "small_int8_ort.onnx.json"):
+        (out / name).write_text("mine")
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     code, _, errors = run(source, pictures, out)
     assert code == 2 and "--overwrite" in errors and {p.name: p.read_bytes() for p in out.iterdir()} == before
     scripted(lambda name, backend: 20.0 if "int8_ort" in name else 10.0)
     assert run(source, pictures, out, "--overwrite")[0] == 0
     assert not (out / "small_int8_ort.onnx").exists(), "an older file that is refused now"
-    assert (out / "notes.txt").read_text() == "mine" and (out / "small_int8.engine").is_file()
+    assert (out / "small_int8.engine").is_file()
+    assert read(out)[1]["small_int8.engine"]["reason"].endswith("that lies here is of an earlier run")
+    assert {(out / name).read_text() for name in ("notes.txt", "small_int8_ort.onnx.json")} == {"mine"}
+
+
+@pytest.mark.parametrize("error", [ExportError("no such operator"), FULL, KeyboardInterrupt()])
+def test_an_older_folder_stays_when_nothing_can_be_made(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    out = tmp_path / "o"
+    assert run(source, pictures, out)[0] == 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(bundle_maker, "compare", fails)
+    code, _, errors = run(source, pictures, out, "--overwrite")
+    said = "keeps nothing new" if code == 130 else "small_fp32.onnx: "
+    assert code == (130 if isinstance(error, KeyboardInterrupt) else 1) and said in errors.splitlines()[-1]
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -270,10 +490,11 @@ def test_an_older_folder(source: Path, pictures: Path, tmp_path: Path, scripted:
     [
         (("--size", "32x64"), 2, "leave --size and --batch away"),
         (("--batch", "2"), 2, "leave --size and --batch away"),
-        (("--max-miou-drop", "-1"), 2, "expected a number from 0"),
+        (("--max-miou-drop", "-1"), 2, "--max-miou-drop -1.0; expected points of mIoU, a number from 0"),
         (("--calib", "{data}@val"), 2, "two splits"),
         (("--calib", "nothing:here"), 2, "unknown source 'nothing'"),
         (("--method", "guess"), 2, "--method"),
+        (("--frames", "31"), 2, "expected at least 32"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -322,6 +543,36 @@ def test_with_a_gpu_there_are_engines(
     assert read_engine_info(out / "small_fp16.engine").onnx == "small_fp16.onnx"
     assert record["choices"]["trt"]["file"] == record["overall"]["file"] == "small_fp16.engine"
     assert "1.33 times SLOWER than the fp32 file on trt" in said
+    assert record["environment"]["gpus"] == ["Orin"] and " and Orin; " in said, "what the engines were timed on"
+
+
+@pytest.mark.parametrize("wider", [1, 9])
+def test_the_precision_of_an_engine_is_what_its_layers_say(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wider: int
+) -> None:
+    """An fp16 engine none of whose nine convolutions runs in fp16 is not written; of one that does not it is said."""
+    script = Script()
+    monkeypatch.setitem(sys.modules, "tensorrt", make("10.3.0", script))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda())
+    build = bundle_maker.build_engine
+
+    def building(path: Path, *more: Any) -> Any:
+        script.precisions = dict(read_request(path).convolutions)
+        left = iter(range(wider if "fp16" in path.name else 0))
+        script.runs = lambda asked: asked if next(left, None) is None else "fp32"
+        return build(path, *more)
+
+    monkeypatch.setattr(bundle_maker, "build_engine", building)
+    code, said, errors = run(source, pictures, tmp_path / "o")
+    record, files = read(tmp_path / "o")
+    check_folder(tmp_path / "o", files)
+    engine = files["small_fp16.engine"]
+    if wider == 1:
+        assert code == 0 and (engine["gates"][0]["name"], engine["gates"][0]["found"]) == ("precision", 1), errors
+        assert "runs in fp32, not fp16" in said and files["small_fp32.engine"]["gates"][0]["found"] == 0
+    else:
+        assert engine["state"] in ("failed", "refused") and "none runs in it" in engine["reason"]
+        assert record["choices"]["trt"]["file"] != "small_fp16.engine"
 
 
 # --- what to ship -----------------------------------------------------------------------------------------------------
@@ -345,6 +596,7 @@ def test_the_fastest_that_holds_is_chosen() -> None:
         file("slow", on("openvino", [0.5] * 6), state="refused"),
     ]
     choices, overall = choose(files, 1.0)
+    assert choices.pop("trt").file == "fp32", "whose engine can be built"
     assert {name: (c.file, c.backend) for name, c in choices.items()} == {
         "ort": ("int8", "ort"),
         "openvino": ("fp32", "openvino"),
@@ -353,28 +605,77 @@ def test_the_fastest_that_holds_is_chosen() -> None:
 
 
 def test_of_equally_fast_ones_the_closest_to_the_source_is_chosen() -> None:
-    close = file("close", on("ort", [9, 11, 9, 11, 9, 11], 0.999))
-    lossy = file("lossy", on("ort", [10, 9, 10, 9, 10, 9], 0.99, 0.5))
+    close = file("close", on("ort", [9.6, 10.2, 9.6, 10.2, 9.6, 10.2], 0.999))
+    lossy = file("lossy", on("ort", [9.9, 9.4, 9.9, 9.4, 9.9, 9.4], 0.99, 0.5))
     _, overall = choose([close, lossy], 1.0)
-    assert overall is not None and overall.file == "close" and "As fast as lossy on ort" in overall.reason
+    assert (
+        overall is not None
+        and overall.file == "close"
+        and "Not told apart by 2.5 % from lossy on ort" in overall.reason
+    )
     told_apart = file("lossy", on("ort", [8, 8, 8, 8, 8, 8], 0.99, 0.5))
     _, overall = choose([close, told_apart], 1.0)
     assert overall is not None and overall.file == "lossy"
 
 
-def test_for_tensorrt_without_a_gpu_the_narrowest_that_holds() -> None:
-    fp16 = file("fp16", on("ort", [9] * 6), precision="fp16")
-    int8 = file("int8", on(None, [], 0.99, 0.5), precision="int8", runtime="trt")
-    assert choose([fp16, int8], 1.0)[0]["trt"].file == "int8"
-    worse = file("int8", on(None, [], 0.9, 3.0), precision="int8", runtime="trt")
-    assert choose([fp16, worse], 1.0)[0]["trt"].file == "fp16"
+@pytest.mark.parametrize(("faster", "chosen"), [(1.02, "close"), (1.03, "lossy")])
+def test_a_difference_that_is_real_and_tiny_buys_no_loss(faster: float, chosen: str) -> None:
+    """Medians that differ by less than 2.5 % count as equal, here as in lfd-bench."""
+    close, lossy = file("close", on("ort", [10 * faster] * 6, 0.999)), file("lossy", on("ort", [10] * 6, 0.99, 0.5))
+    _, overall = choose([close, lossy], 1.0)
+    assert overall is not None and overall.file == chosen
+
+
+def engine(precision: str, state: str) -> File:
+    return file(f"{precision}.engine", state=state, precision=precision, runtime="trt")
+
+
+@pytest.mark.parametrize(
+    ("lost", "states", "chosen"),
+    [
+        ((0.5, 0.0, 0.0), ("elsewhere", "elsewhere", "elsewhere"), "int8"),
+        ((3.0, 0.0, 0.0), ("elsewhere", "elsewhere", "elsewhere"), "fp16"),
+        ((3.0, 3.0, 0.0), ("elsewhere", "elsewhere", "elsewhere"), "fp32"),
+        ((0.5, 0.0, 0.0), ("not reached", "not reached", "not reached"), "int8"),
+        ((0.5, 0.0, 0.0), ("failed", "not reached", "refused"), "fp16"),
+        ((0.5, 0.0, 0.0), ("failed", "failed", "refused"), None),
+        ((3.0, 3.0, 3.0), ("elsewhere", "elsewhere", "elsewhere"), None),
+    ],
+)
+def test_for_tensorrt_the_narrowest_that_holds_and_was_not_tried(
+    lost: tuple[float, ...], states: tuple[str, ...], chosen: str | None
+) -> None:
+    files = [
+        file("int8", on(None, [], 0.99, lost[0]), precision="int8", runtime="trt"),
+        file("fp16", on("ort", [9] * 6, 0.99, lost[1]), precision="fp16"),
+        file("fp32", on("ort", [9] * 6, 0.99, lost[2])),
+        *(engine(precision, state) for precision, state in zip(("int8", "fp16", "fp32"), states, strict=True)),
+    ]
+    found = choose(files, 1.0)[0].get("trt")
+    assert (found.file if found else None) == chosen
+    assert found is None or ("build fp16 too" in found.reason) == (chosen == "int8")
     assert choose([], 1.0) == ({}, None)
+
+
+def test_what_is_worse_in_both_is_never_chosen() -> None:
+    """Rounds of a busy machine do not tell them apart, and the closest of the three would be the slowest."""
+    fast = file("bf16", on("openvino-bf16", [5, 40, 6, 5, 6, 5], 0.997))
+    plain = file("fp32", on("ort", [8, 9, 8, 9, 8, 9], 1.0))
+    slow = file("fp16", on("ort", [10, 4, 11, 10, 11, 10], 0.9999))
+    _, overall = choose([fast, plain, slow], 1.0)
+    assert overall is not None and overall.file == "bf16" and "99.70% of the pixels" in overall.reason
+
+
+@pytest.mark.parametrize(("batch", "says"), [(1, "--backend ort"), ("dynamic", "--backend ort"), (4, "4 frames a run")])
+def test_the_advice_says_how_it_is_run(batch: int | str, says: str) -> None:
+    _, overall = choose([file("fp32", on("ort", [9] * 6))], 1.0, batch)
+    assert overall is not None and says in overall.reason
 
 
 @given(
     st.lists(st.tuples(st.lists(st.floats(0.1, 100), min_size=6, max_size=6), st.floats(0, 1)), min_size=1, max_size=6)
 )
-def test_what_is_chosen_is_never_told_apart_from_the_fastest(found: list[tuple[list[float], float]]) -> None:
+def test_nothing_is_chosen_that_is_told_to_be_slower(found: list[tuple[list[float], float]]) -> None:
     files = [file(str(i), on("ort", rounds, agreement)) for i, (rounds, agreement) in enumerate(found)]
     _, overall = choose(files, 1.0)
     assert overall is not None
@@ -382,8 +683,49 @@ def test_what_is_chosen_is_never_told_apart_from_the_fastest(found: list[tuple[l
     first = medians.index(min(medians))  # type: ignore[type-var]
     chosen = found[int(overall.file)]
     ratios = [a / b for a, b in zip(chosen[0], found[first][0], strict=True)]
-    assert int(overall.file) == first or min(ratios) <= 1 <= max(ratios)
+    assert int(overall.file) == first or min(ratios) <= 1 or statistics.median(ratios) <= 1.025
     assert chosen[1] >= found[first][1]
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModelError("/home/me/out/.staging.1.partial/a.onnx: is broken"), "a.onnx: is broken"),
+        (ModelError("calibration frames folder:/home/me/few: 5 frames"), "calibration frames folder:few: 5 frames"),
+        (
+            ModelError("does not load (/usr/lib/libnvinfer.so.10:\n missing)"),
+            "does not load (libnvinfer.so.10: missing)",
+        ),
+        (ModelError("mean/std/var, and/or none"), "mean/std/var, and/or none"),
+        (OSError(errno.EACCES, "Permission denied", "/home/me/a.onnx"), "Permission denied"),
+        (OSError("no number"), "no number"),
+    ],
+)
+def test_errors_are_recorded_without_folders(tmp_path: Path, error: Exception, said: str) -> None:
+    assert Shelf(tmp_path, "a").plain(error) == said
+
+
+def test_the_table_says_what_floats_bought_and_cost() -> None:
+    steps = [
+        {"kept": [], "bought": 0.0, "cost_ms": None},
+        {"kept": ["a"], "bought": 5.0, "cost_ms": 0.25},
+        {"kept": list("bcdef"), "bought": -0.001, "cost_ms": None},
+    ]
+    int8 = replace(
+        file("int8", on("ort", [3] * 6), precision="int8"), kept_float=tuple("abcdef"), search={"steps": steps}
+    )
+    environment = Environment.here(1)
+    data = Data("folder", "val", 3, "0" * 64)
+    origin = Source("m", "tiny", "torch", (24, 32), 1, 0.5, {"a": 0.5})
+    said = markdown(Report(True, origin, data, data, 1.0, {}, (int8,), {}, None, environment))
+    assert (
+        "- int8: 6 layers in float to hold the accuracy: a bought 5.00 points for 0.25 ms; "
+        "b, c, d and 2 more bought 0.00 points\n" in said
+    )
+    assert "- nothing: no file was both made and timed" in said
 
 
 @pytest.mark.parametrize(("load", "says"), [(9.5, True), (0.5, False)])

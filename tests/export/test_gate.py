@@ -165,6 +165,33 @@ def test_without_the_target_speed_is_not_judged(source: Path, frames: Frames, da
     assert report and report.faster is None and "not asked for" in report.speed_note and report.ship == "b.onnx"
 
 
+class Slowing(Given):
+    """On a machine that gets twice as slow with each file."""
+
+    def latency_ms(self, path: Path) -> tuple[float, float] | None:
+        times = super().latency_ms(path)
+        slower = 2.0 ** len(self.kept[-1])
+        return None if times is None else (times[0] * slower, times[1] * slower)
+
+
+@pytest.mark.parametrize("speed", [True, False])
+def test_what_floats_cost_is_told_without_a_gate_for_speed_and_without_the_machines_moods(
+    source: Path, frames: Frames, data: Dataset, tmp_path: Path, speed: bool
+) -> None:
+    """5, 6 and 7 ms beside 10: each layer costs 1 ms at the speed of its own moment."""
+    report = run(source, tmp_path / "a.onnx", frames, data, Slowing([0.60, 0.50, 0.55, 0.60]), speed=speed)
+    assert [step.int8_ms for step in report.steps] == [5, 12, 28]
+    assert [step.cost_ms for step in report.steps] == [None, pytest.approx(2), pytest.approx(4)]
+    assert (report.faster is None) is not speed and report
+
+
+def test_what_holds_at_once_is_not_timed_where_speed_is_no_gate(
+    source: Path, frames: Frames, data: Dataset, tmp_path: Path
+) -> None:
+    report = run(source, tmp_path / "a.onnx", frames, data, Given([0.6, 0.6]), speed=False)
+    assert report and report.steps[0].int8_ms is None
+
+
 def test_the_report_is_json(source: Path, frames: Frames, data: Dataset, tmp_path: Path) -> None:
     report = run(source, tmp_path / "a.onnx", frames, data, Given([0.60, 0.50, 0.60]))
     record = json.loads(json.dumps(report.to_dict(), allow_nan=False))
