@@ -3,7 +3,8 @@
 It is a data set, `street:?size=240x320@val`, whose pictures come each from a drive of its own, and a
 camera, `Street(seed, size_hw).render(n)`, a film of 25 frames a second with ground truth. The classes
 are CamVid's. What stands where and who moves how follows from the seed and the frame number: the same
-bytes each time, in any order, in any process.
+bytes each time, in any order, in any process. `street:?light=night&weather=fog` shows the same drives by night
+and in fog, with the same labels (`lfd.data.street_light`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from lfd.data.base import Dataset, Sample
 from lfd.data.query import parse_query
 from lfd.data.street_chance import rng
 from lfd.data.street_ground import paint_ground
+from lfd.data.street_light import ANY, LIGHTS, WEATHERS, look, shine
 from lfd.data.street_scene import paint_sky, paint_skyline
-from lfd.data.street_view import View
+from lfd.data.street_view import View, table
 from lfd.data.street_world import FPS, World
 from lfd.errors import UsageError, unknown
 from lfd.preprocess import Image
@@ -36,6 +38,7 @@ MAX_FRAMES = 1_000_000
 MAX_SEED = (1 << 31) - 1
 MIN_SIDE, MAX_SIDE = 32, 4096
 _BOUNDS = {"seed": (0, MAX_SEED), "frames": (1, MAX_FRAMES), "fps": (0, 1000)}
+_LOOKS = {"light": (*LIGHTS, ANY), "weather": (*WEATHERS, ANY)}
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,16 @@ class StreetOptions:
         seed: Chooses the drive, or the drives of a split.
         frames: Pictures in the split or in the film; None: SPLIT_FRAMES, or a film without end.
         fps: Pace as a camera, frames a second; 0: as fast as asked, a film.
+        light: `day`, `dusk`, `night`, or `any`, which each drive chooses from by its seed.
+        weather: `clear`, `fog`, or `any`.
     """
 
     size_hw: tuple[int, int] = (360, 480)
     seed: int = 0
     frames: int | None = None
     fps: int = 0
+    light: str = "day"
+    weather: str = "clear"
 
 
 def parse_options(text: str) -> StreetOptions:
@@ -62,9 +69,13 @@ def parse_options(text: str) -> StreetOptions:
         UsageError: An option that does not exist, or a value that does not fit.
     """
     options = StreetOptions()
-    for key, value in parse_query("street", text, ("size", *_BOUNDS), "?size=240x320&seed=7").items():
+    for key, value in parse_query("street", text, ("size", *_BOUNDS, *_LOOKS), "?size=240x320&seed=7").items():
         if key == "size":
             options = replace(options, size_hw=_size(value))
+        elif key in _LOOKS:
+            if value not in _LOOKS[key]:
+                raise unknown(f"street option {key}", value[:40], _LOOKS[key])
+            options = replace(options, **{key: value})  # type: ignore[arg-type]
         else:
             low, high = _BOUNDS[key]
             if not (value.isascii() and value.isdecimal() and len(value) < 20 and low <= int(value) <= high):
@@ -107,8 +118,8 @@ class StreetSplit:
         """
         if not 0 <= index < self._frames:
             raise IndexError(f"picture {index} of {self._frames}")
-        seed = self._first + index
-        return Street(seed, self.options.size_hw).render(rng(seed, "frame").randrange(2000))
+        seed, asked = self._first + index, self.options
+        return Street(seed, asked.size_hw, asked.light, asked.weather).render(rng(seed, "frame").randrange(2000))
 
 
 def open_split(path: str, split: str) -> Dataset:
@@ -130,23 +141,26 @@ class Street:
     """One drive.
 
     Args:
-        seed: Chooses the town, the weather, the camera and the traffic.
+        seed: Chooses the town, the clouds, the camera and the traffic.
         size_hw: Height and width of the frames, px.
+        light: Of LIGHTS, or ANY.
+        weather: Of WEATHERS, or ANY.
     """
 
-    def __init__(self, seed: int, size_hw: tuple[int, int]) -> None:
+    def __init__(self, seed: int, size_hw: tuple[int, int], light: str = "day", weather: str = "clear") -> None:
         self.seed = seed
         self.size_hw = size_hw
         self._world = World(seed)
+        self._look = look(self._world, light, weather)
         self._sky: Image | None = None
-        self._tone = _tone_table(self._world.develop.gain, self._world.develop.contrast)
+        self._tone = _tone_table(self._look.develop.gain, self._look.develop.contrast)
 
     def render(self, index: int) -> Sample:
         """Return frame `index`, 0 or more, which is index / FPS seconds into the drive."""
         height, width = self.size_hw
         world = self._world
         camera = world.camera(index, self.size_hw)
-        view = View(camera, world.air, np.empty((height, width, 4), np.uint8))
+        view = View(camera, self._look.air, np.empty((height, width, 4), np.uint8))
         if self._sky is None:
             self._sky = self._stretch_sky()
         paint_sky(view, self._sky)
@@ -160,22 +174,22 @@ class Street:
             view.light = 1.0
             thing.draw(view)
         mask = np.asarray(cv2.extractChannel(view.canvas, 3), np.uint8)
-        return Sample(self._develop(view.canvas, index), mask, f"street-{self.seed}-{index}")
+        return Sample(self._develop(view, index), mask, f"street-{self.seed}-{index}")
 
     def _stretch_sky(self) -> Image:
         height, width = self.size_hw
-        picture = textures.sky(self._world.sky)[0]
+        picture = cv2.LUT(textures.sky(self._world.sky)[0], table(*self._look.sky))
         if self._world.hand < 0:
             picture = picture[:, ::-1]
         rows = min(height, int((self._world.rise + 0.05) * height) + 4)
         # Wider than the frame, so that yaw can turn it.
         return np.asarray(cv2.resize(picture, (width + max(2, width // 8), rows)), np.uint8)
 
-    def _develop(self, canvas: Image, index: int) -> Image:
+    def _develop(self, view: View, index: int) -> Image:
         """Return the (H, W, 3) picture that a sensor with a lens would deliver."""
-        develop = self._world.develop
-        image = cv2.cvtColor(canvas, cv2.COLOR_BGRA2BGR)
-        image = cv2.GaussianBlur(image, (3, 3), develop.blur)
+        develop = self._look.develop
+        seen = np.asarray(cv2.cvtColor(view.canvas, cv2.COLOR_BGRA2BGR), np.uint8)
+        image = cv2.GaussianBlur(shine(seen, view) if view.air.dark else seen, (3, 3), develop.blur)
         image = cv2.LUT(image, self._tone)
         plus, minus = textures.grain(develop.grain)
         h, w = textures.GRAIN_HW

@@ -98,6 +98,10 @@ class Car:
             if i in shell.glass:
                 view.convex(_inset(quad), view.ink((88, 78, 68), CAR, clear) if steep < 0.75 else glass)
         view.polygon(rights if wall > 0 else lefts, view.ink(self.color, CAR, clear, 0.72))
+        rear = self.facing > 0
+        glow: Color = (60, 55, 255 if self.braking else 190) if rear else (255, 250, 235)
+        pair = [(self.lat + x, 0.45 * height, self.s) for x in (-0.42 * width, 0.42 * width)]
+        view.lamp(pair, 0.09 if rear else 0.14, glow, CAR)
         if not detail:
             view.limb(lefts[0], rights[0], dark, 0.2 * scale)
             return
@@ -109,7 +113,6 @@ class Car:
             view.convex(p[at : at + 12], dark)
             view.convex(p[at + 12 : at + 24], hub)
             at += 24
-        rear = self.facing > 0
         lamp: Color = (50, 45, 240 if self.braking else 165) if rear else (225, 230, 230)
         plate: Color = (80, 180, 194) if rear else (194, 198, 198)
         ends = (view.ink(self.color, CAR, clear, 0.5), *(view.ink(c, CAR, clear) for c in (lamp, lamp, plate)))

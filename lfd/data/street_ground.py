@@ -155,9 +155,10 @@ def paint_ground(view: View, ground: Ground, tint: Color) -> None:
         view.canvas[first + a : first + b] = picture
     near = view.canvas[first:]
     cv2.LUT(near, view.lut(tint, 1.0), dst=near)
-    far = z > 18
+    far = z > view.air.bare
     band = near[: int(far.sum())]
     if band.size:
-        clear = np.exp(-view.air.density * np.minimum(z[far], 2 * FAR))[:, None, None]
+        z = np.minimum(z[far], 2 * FAR)
+        clear = (np.exp(-view.air.density * z) * view.air.lit(z))[:, None, None]
         fog = np.array(view.air.haze) * (1 - clear)
         band[..., :3] = np.minimum(band[..., :3] * clear + fog, 255)

@@ -44,6 +44,7 @@ class Post:
             view.limb(foot, (foot * 7 + top) // 8, ink, thick * 1.7)
             view.limb(top, arm, ink, thick * 0.7)
             view.limb((top + arm * 3) // 4, arm, view.ink((165, 170, 170), POLE, clear), thick * 1.5)
+            view.lamp([(self.lat + inward * 1.3, self.height + 0.2, self.s)], 0.2, (150, 205, 255), POLE)
         elif self.kind == "sign":
             _plate(view, self, clear)
         elif self.kind == "signal":
@@ -86,3 +87,4 @@ def _signal(view: View, post: Post, clear: float) -> None:
     for i, color in enumerate(lamps):
         center = view.corners([(lat, top - 0.15 - 0.38 * i, s - 0.02)])[0]
         view.ball(center, 0.13 * view.scale(s), view.ink(color, SIGN, clear, 1.0 if i == lit else 0.2))
+    view.lamp([(lat, top - 0.15 - 0.38 * lit, s)], 0.13, lamps[lit], SIGN)

@@ -55,7 +55,7 @@ def paint_skyline(view: View, heights: tuple[tuple[int, float], ...]) -> None:
             continue
         top = camera.horizon - camera.focal * metres / FAR
         color: Color = (62, 88, 78) if label == TREE else (100, 105, 112)
-        ink = view.ink(color, label, math.exp(-view.air.density * FAR) * 0.85)
+        ink = view.ink(color, label, view.through(FAR) * 0.85)
         a, b = (int(x0), int(top)), (int(x0 + step) + 1, bottom)
         if label == TREE:
             center, axes = (int(x0 + step / 2), bottom), (int(step * 0.9) + 1, max(1, bottom - a[1]))

@@ -242,7 +242,7 @@ def fence(index: int) -> tuple[Image, ...]:
 GRAIN_HW = (384, 512)
 
 
-@lru_cache(maxsize=6)
+@lru_cache(maxsize=8)
 def grain(sigma: int) -> tuple[Image, Image]:
     """Return sensor noise, GRAIN_HW by 3: what is added and what is taken away, uint8."""
     rng = np.random.default_rng([16, sigma])

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lfd.data.street_air import Air
 from lfd.preprocess import Image
 
 Floats = NDArray[np.floating[Any]]
@@ -48,9 +49,10 @@ _REACH = 3000.0  # px; a corner farther out is clamped, so that fixed point cann
 
 
 @lru_cache(maxsize=4096)
-def _table(gain: Color, fog: Color) -> Image:
-    table = _LEVELS * np.array((*gain, 1.0), np.float32) + np.array((*fog, 0.0), np.float32)
-    return np.asarray(np.minimum(table, 255.0, out=table)[None], np.uint8)
+def table(gain: Color, fog: Color) -> Image:
+    """Return the (1, 256, 4) table that multiplies a colour with a gain and adds fog; labels stay."""
+    levels = _LEVELS * np.array((*gain, 1.0), np.float32) + np.array((*fog, 0.0), np.float32)
+    return np.asarray(np.minimum(levels, 255.0, out=levels)[None], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -76,23 +78,6 @@ class Camera:
     bend: float
 
 
-@dataclass(frozen=True)
-class Air:
-    """What lies between a thing and the camera.
-
-    Attributes:
-        haze: Colour of the haze.
-        density: Extinction, 1/m.
-        sun: Ground shadow of a thing one metre high, (lat, s) in m; None under clouds.
-        shade: Brightness of shadows against lit ground, 0 to 1.
-    """
-
-    haze: Color
-    density: float
-    sun: tuple[float, float] | None
-    shade: float
-
-
 class View:
     """A camera, the air and a canvas (H, W, 4) to draw on."""
 
@@ -103,6 +88,7 @@ class View:
         self.height, self.width = canvas.shape[:2]
         self.shadows: list[tuple[Ints, float]] = []
         self.light = 1.0
+        self.lamps: list[tuple[tuple[int, int], float, Color, int]] = []
         self._umbras: list[Ints] = []
 
     def pixels(self, points: Floats | Points) -> Floats:
@@ -152,8 +138,12 @@ class View:
         return self.camera.focal / max(s - self.camera.s, NEAR)
 
     def clear(self, s: float) -> float:
-        """Return the fraction of a thing's own light that reaches the camera from s."""
-        return math.exp(-self.air.density * max(s - self.camera.s, 0.0))
+        """Return the fraction of a thing's daylight colour that reaches the camera from s."""
+        return self.through(max(s - self.camera.s, 0.0))
+
+    def through(self, z: float) -> float:
+        """Return the fraction of a thing's daylight colour that reaches the camera over z metres."""
+        return math.exp(-self.air.density * z) * self.air.lit(z)
 
     def ink(self, color: Color, label: int, clear: float = 1.0, light: float = 1.0) -> tuple[float, ...]:
         """Return the canvas value of a colour seen through the air."""
@@ -173,7 +163,7 @@ class View:
         clear = round(clear * 50) / 50
         own, fog = light * clear, 1.0 - clear
         h = self.air.haze
-        return _table((tint[0] * own, tint[1] * own, tint[2] * own), (h[0] * fog, h[1] * fog, h[2] * fog))
+        return table((tint[0] * own, tint[1] * own, tint[2] * own), (h[0] * fog, h[1] * fog, h[2] * fog))
 
     def polygon(self, corners: Ints, ink: tuple[float, ...]) -> None:
         """Fill a polygon of any shape, corners as from `corners`."""
@@ -249,6 +239,14 @@ class View:
         solid = cv2.bitwise_not(cv2.extractChannel(patch, 3))  # 0 where the label is 255
         cv2.copyTo(patch, solid, self.canvas[y0:y1, x0:x1])
 
+    def lamp(self, points: Points, metres: float, color: Color, label: int) -> None:
+        """Note lamps of a radius in metres, part of a thing of this label; by day they are no brighter than paint."""
+        if self.air.dark:
+            for (u, v), (_, _, s) in zip(self._few(points), points, strict=True):
+                fade = math.exp(-self.air.density * max(s - self.camera.s, 0.0))
+                shown = (color[0] * fade, color[1] * fade, color[2] * fade)
+                self.lamps.append(((round(u), round(v)), metres * self.scale(s), shown, label))
+
     def stand(self, s: float, lat: float) -> None:
         """Set the light for what stands at (lat, s): dim in the shadow of a house."""
         u, v = self._few([(lat, 0.0, s)])[0]
@@ -264,6 +262,8 @@ class View:
             strength: 1 is the air's shade.
             umbra: What stands inside is in the dark too.
         """
+        if not self.air.bare:  # the air lies over the shadow too
+            strength *= math.exp(-self.air.density * max(points[0][1] - self.camera.s, 0.0))
         flat = [(lat, 0.0, s) for lat, s in points]
         hull = cv2.convexHull(self.corners(flat)) if len(flat) > 2 else None
         if hull is not None:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lfd.data import street_textures as textures
+from lfd.data.street_air import Air
 from lfd.data.street_cars import BODIES, Car
 from lfd.data.street_chance import PAINTS, person, rng
 from lfd.data.street_ground import BLOCK_M, GROUNDS, ground
 from lfd.data.street_posts import Post
 from lfd.data.street_scene import Building, Fence, Thing, Tree
 from lfd.data.street_traffic import Traffic
-from lfd.data.street_view import BUILDING, FAR, TREE, Air, Camera, Color
+from lfd.data.street_view import BUILDING, FAR, TREE, Camera, Color
 
 FPS = 25
 """Frames a second of a drive's own time."""

@@ -1,18 +1,27 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.frames import Frame
+from deploy.sources import open_source
 from lfd.data import camvid, open_dataset
 from lfd.data.base import Sample
 from lfd.data.street import FPS, SPLIT_FRAMES, Street, StreetOptions, open_split, parse_options
+from lfd.data.street_ground import paint_ground
+from lfd.data.street_light import LIGHTS, WEATHERS, look
+from lfd.data.street_view import Camera, View
+from lfd.data.street_world import World
 from lfd.errors import UsageError
 
 SIZE = (120, 160)
@@ -146,6 +155,104 @@ def test_the_data_set_is_a_data_set() -> None:
         open_split("", "valid")
 
 
+LOOKS = [(light, weather) for light in LIGHTS for weather in WEATHERS if (light, weather) != ("day", "clear")]
+
+
+@pytest.mark.parametrize(("light", "weather"), LOOKS)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), index=st.integers(0, 10_000), size=st.sampled_from([SIZE, (33, 101), (96, 64)]))
+def test_another_light_changes_the_picture_and_not_the_truth(
+    light: str, weather: str, seed: int, index: int, size: tuple[int, int]
+) -> None:
+    day, other = Street(seed, size).render(index), Street(seed, size, light, weather).render(index)
+    assert np.array_equal(day.mask, other.mask) and other.name == day.name
+    assert other.image.shape == (*size, 3) and other.image.dtype == np.uint8 and other.image.flags.c_contiguous
+    assert np.abs(day.image.astype(int) - other.image).mean() > 1
+    assert digest(Street(seed, size, light, weather).render(index)) == digest(other)
+
+
+@pytest.mark.parametrize("light", ["dusk", "night"])
+def test_less_light_is_darker(light: str) -> None:
+    """Over many drives: one that was underexposed by day may gain by the automatic exposure."""
+    day, other = ([Street(seed, SIZE, kind).render(50).image.mean() for seed in range(12)] for kind in ("day", light))
+    assert np.mean(other) < 0.7 * np.mean(day)
+
+
+def test_fog_is_koschmieders_law_over_the_ground() -> None:
+    """I = J t + A (1 - t), t = exp(-b z), z = f up / (v - horizon); at the visibility 2 % of the contrast is left."""
+    camera = Camera(focal=200.0, cx=80.0, horizon=50.0, up=1.5, lat=1.0, s=12.0, bend=0.0)
+    for seed in range(3):
+        world = World(seed)
+        fog = look(world, "day", "fog").air
+        clear = replace(fog, density=0.0)
+        bare, seen = (View(camera, air, np.zeros((120, 160, 4), np.uint8)) for air in (clear, fog))
+        for view in (bare, seen):
+            paint_ground(view, world.ground, (1.0, 1.0, 1.0))
+        z = camera.focal * camera.up / (np.arange(52, 120) + 0.5 - camera.horizon)
+        t = np.exp(-fog.density * z)[:, None, None]
+        expected = bare.canvas[52:, :, :3] * t + np.array(fog.haze) * (1 - t)
+        assert np.abs(expected - seen.canvas[52:, :, :3]).max() < 1.5
+        assert np.array_equal(bare.canvas[..., 3], seen.canvas[..., 3])
+        assert 50 <= -math.log(0.02) / fog.density <= 150.1
+
+
+def test_headlamps_fall_off_with_distance() -> None:
+    air = look(World(4), "night", "clear").air
+    at = [air.lit(z) for z in (0.0, air.reach, 100 * air.reach)]
+    assert at == pytest.approx([1.0, (1 + air.town) / 2, air.town], abs=1e-3)
+    assert look(World(4), "day", "clear").air.lit(500.0) == 1.0
+
+
+def test_lamps_are_the_brightest_at_night_and_show_their_own_class() -> None:
+    """Where a night picture saturates, the truth is a car, a pole or a sign, or their glare beside them."""
+    for seed in (3, 7, 12):
+        sample = Street(seed, (180, 240), "night").render(100)
+        bright = sample.image.max(axis=2) > 230
+        assert 0 < bright.mean() < 0.05
+        near = cv2.dilate(np.isin(sample.mask, (2, 6, 8)).astype(np.uint8), np.ones((9, 9), np.uint8))
+        assert near[bright].mean() > 0.95
+
+
+def test_a_light_has_the_same_bytes_in_any_order_and_in_a_new_process() -> None:
+    forward = Street(5, SIZE, "night", "fog")
+    films = [digest(forward.render(i)) for i in range(4)]
+    backward = Street(5, SIZE, "night", "fog")
+    assert [digest(backward.render(i)) for i in reversed(range(4))] == films[::-1]
+    code = (
+        "import hashlib; from lfd.data.street import Street; s = Street(5, (120, 160), 'night', 'fog').render(2);"
+        "print(hashlib.sha256(s.image.tobytes() + s.mask.tobytes()).hexdigest())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert out.stdout.strip() == films[2]
+
+
+def test_any_light_is_one_of_them_by_the_drive() -> None:
+    text = "?size=32x48&frames=24"
+    seen: dict[tuple[str, str], int] = {}
+    mixed = open_split(f"{text}&light=any&weather=any", "train")
+    every = {
+        (light, weather): open_split(f"{text}&light={light}&weather={weather}", "train")
+        for light in LIGHTS
+        for weather in WEATHERS
+    }
+    for i in range(24):
+        image = mixed[i].image
+        (found,) = [look for look, data in every.items() if np.array_equal(data[i].image, image)]
+        seen[found] = seen.get(found, 0) + 1
+    assert len(seen) >= 5
+
+
+def test_a_camera_has_the_light_that_was_asked_for() -> None:
+    source = open_source("street:?size=48x64&frames=2&seed=1&light=night&weather=fog")
+    frames = [frame for frame in source if isinstance(frame, Frame)]
+    street = Street(1, (48, 64), "night", "fog")
+    for index, frame in enumerate(frames):
+        sample = street.render(index)
+        assert frame.truth is not None and np.array_equal(frame.truth, sample.mask)
+        assert np.array_equal(frame.image, sample.image)
+    assert len(frames) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -155,6 +262,7 @@ def test_the_data_set_is_a_data_set() -> None:
         ("size=240X321&seed=7&frames=500&fps=30", StreetOptions((240, 321), 7, 500, 30)),
         ("?fps=0&seed=0", StreetOptions()),
         ("?frames=1000000", StreetOptions(frames=1_000_000)),
+        ("?light=night&weather=any", StreetOptions(light="night", weather="any")),
     ],
 )
 def test_options(text: str, expected: StreetOptions) -> None:
@@ -181,6 +289,8 @@ def test_options(text: str, expected: StreetOptions) -> None:
         ("?seed", "expected KEY=VALUE"),
         ("/some/path", "expected KEY=VALUE"),
         ("?seed=1&seed=2", "seed.*twice"),
+        ("?light=nigth", r"unknown street option light 'nigth'. Did you mean 'night'\?"),
+        ("?weather=snow", "unknown street option weather 'snow'. Known: any, clear, fog"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(text: str, message: str) -> None:
