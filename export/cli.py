@@ -10,7 +10,7 @@ import click
 from export.bundle_cli import all_command
 from export.cli_inputs import data_of, need
 from lfd.console import Group, guarded, parse_size
-from lfd.errors import ExportError, UsageError
+from lfd.errors import ExportError, UsageError, require
 from lfd.files import check_free
 
 PARITY_PICTURES = 32
@@ -166,14 +166,12 @@ def fp16_command(source: Path, out: Path, data: str, pictures: int, min_agreemen
 @main.command("int8")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
-@click.option(
-    "--calib", required=True, metavar="D", help="Frames for the ranges: NAME:PATH[@SPLIT] (train), a folder, or a film."
-)
+@click.option("--calib", metavar="D", help="Frames for the ranges: NAME:PATH[@SPLIT] (train), a folder, or a film.")
 @click.option("--target", type=click.Choice(["trt", "ort", "openvino"]), required=True, help="Who is to run it.")
 @click.option(
-    "--method", type=click.Choice(["minmax", "percentile", "entropy"]), default="percentile", show_default=True
+    "--method", type=click.Choice(["minmax", "percentile", "entropy"]), help="Of the ranges.  [default: percentile]"
 )
-@click.option("--frames", default=500, show_default=True, help="At most so many frames for the ranges.")
+@click.option("--frames", type=int, help="At most so many frames for the ranges.  [default: 500]")
 @click.option(
     "--data", metavar="NAME:PATH", help="Labelled set of the accuracy gate; that of --calib by default, its val."
 )
@@ -186,10 +184,10 @@ def fp16_command(source: Path, out: Path, data: str, pictures: int, min_agreemen
 def int8_command(
     source: Path,
     out: Path,
-    calib: str,
+    calib: str | None,
     target: Any,
     method: Any,
-    frames: int,
+    frames: int | None,
     data: str | None,
     pictures: int | None,
     max_miou_drop: float,
@@ -197,11 +195,16 @@ def int8_command(
     report: Path | None,
     overwrite: bool,
 ) -> None:
-    """Write SOURCE, an fp32 .onnx of lfd-export, in INT8 for one target, when it is accurate and fast enough."""
+    """Write SOURCE, an fp32 .onnx of lfd-export, in INT8 for one target, when it is accurate and fast enough.
+
+    A network of `lfd-train ... --quantize int8` brings its ranges: leave --calib away, and give --data for the gate.
+    """
     need()
-    from export.calibration import gate_data, open_frames  # noqa: PLC0415
+    from export.calibration import LIMIT, default_calibration, gate_data, open_frames  # noqa: PLC0415
     from export.fp16 import load_source  # noqa: PLC0415
-    from export.gate import gated_int8  # noqa: PLC0415
+    from export.gate import check_drop, gated, gated_int8  # noqa: PLC0415
+    from export.int8 import trained_for, with_trained_ranges  # noqa: PLC0415
+    from export.int8_rank import RANK_FRAMES, rank_layers  # noqa: PLC0415
     from export.int8_runner import DeployRunner  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
     from lfd.files import write_json  # noqa: PLC0415
@@ -215,13 +218,31 @@ def int8_command(
     for path in [out, *([report] if report else [])]:
         check_free(path, overwrite)
     _, spec = load_source(source)
-    evaluation = open_dataset(gate_data(calib, data), "val")
-    runner = DeployRunner(source, evaluation, target, pictures)
-    chosen = open_frames(calib, spec, frames)
-    found = gated_int8(
-        source, out, chosen, target, method, evaluation, max_miou_drop, speed, runner,
-        lambda line: click.echo(line, err=True),
-    )  # fmt: skip
+    check_drop(max_miou_drop)
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    if calib is None:
+        if method is not None or frames is not None:
+            raise UsageError("--method and --frames have no effect without --calib")
+        calibrated = with_trained_ranges(source, target)
+        if data is None:
+            raise UsageError("give --data NAME:PATH, labelled pictures for the accuracy gate")
+        runner = DeployRunner(source, open_dataset(data, "val"), target, pictures)
+        found = gated(
+            calibrated, source, out, target, runner, max_miou_drop, speed, say,
+            lambda: rank_layers(calibrated, open_frames(default_calibration(data), spec).some(RANK_FRAMES)),
+        )  # fmt: skip
+    else:
+        if trained_for(source) == target:
+            raise UsageError(f"{source} brings the ranges of its training for {target}; leave --calib away")
+        evaluation = open_dataset(gate_data(calib, data), "val")
+        runner = DeployRunner(source, evaluation, target, pictures)
+        chosen = open_frames(calib, spec, LIMIT if frames is None else frames)
+        found = gated_int8(
+            source, out, chosen, target, method or "percentile", evaluation, max_miou_drop, speed, runner, say
+        )
     click.echo(str(found))
     if report:
         write_json(report, found.to_dict())
@@ -255,6 +276,7 @@ def trt_command(onnx: Path, out: Path, batch: str | None, overwrite: bool, **opt
     The precision is in the file: fp32, fp16, or int8 with Q/DQ pairs. Beside the engine, which trtexec, DeepStream and
     Triton load as it is, lies a .json with the model's classes and input, and what it was built for.
     """
+    require("cv2", "deploy")
     from deploy.artifact import engine_info_path  # noqa: PLC0415
     from export.build_line import BuildLine  # noqa: PLC0415
     from export.to_trt import TrtOptions, build_engine, trtexec_line  # noqa: PLC0415

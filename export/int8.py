@@ -29,11 +29,27 @@ from export.int8_check import check_trt_structure
 from export.int8_graph import BESIDE, CORE, Graph, prepare
 from export.int8_insert import insert_pairs
 from export.int8_ranges import Method, Ranges, measure
+from export.int8_stem import block_stem
+from export.int8_trained import Trained, check_grids, read
 from lfd.errors import ExportError, UsageError, require
+from lfd.quantize.topology import TARGETS, Target
 
-Target = Literal["trt", "ort", "openvino"]
-TARGETS: tuple[Target, ...] = ("trt", "ort", "openvino")
+__all__ = [
+    "KEEP_FLOAT_KEY",
+    "ORT_TYPES",
+    "TARGETS",
+    "Calibrated",
+    "QuantReport",
+    "Target",
+    "build",
+    "calibrate",
+    "quantize",
+    "report",
+]
+
 KEEP_FLOAT_KEY = "lfd_keep_float"
+TRAINED = json.dumps({"source": "training", "method": "trained"})
+"""What an int8 file says of its calibration when there was none."""
 
 ORT_TYPES = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat", "MaxPool", "AveragePool"),
@@ -49,7 +65,7 @@ class QuantReport:
 
     Attributes:
         target: For whom.
-        method: How ranges were chosen.
+        method: How ranges were chosen; `trained`: by training, and the last four attributes are empty.
         layers: How many convolutions and matrix products there are.
         in_int8: How many of them run in int8.
         kept_float: Those left in float on purpose.
@@ -60,7 +76,7 @@ class QuantReport:
     """
 
     target: Target
-    method: Method
+    method: Method | Literal["trained"]
     layers: int
     in_int8: int
     kept_float: tuple[str, ...]
@@ -71,8 +87,11 @@ class QuantReport:
 
     def __str__(self) -> str:
         kept = f", {len(self.kept_float)} kept in float" if self.kept_float else ""
+        about = f"{self.in_int8} of {self.layers} layers in int8 for {self.target}{kept}"
+        if self.method == "trained":
+            return f"{about}; ranges of training"
         return (
-            f"{self.in_int8} of {self.layers} layers in int8 for {self.target}{kept}; {self.method} of {self.frames} "
+            f"{about}; {self.method} of {self.frames} "
             f"frames ({self.calibration_sha256[:12]}), {self.held_mb:.0f} MB of activations at once, {self.passes} pass"
             f"{'es' if self.passes > 1 else ''}"
         )
@@ -80,12 +99,25 @@ class QuantReport:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """An fp32 graph and the ranges of its activations, from which any number of int8 graphs are made."""
+    """An fp32 graph and the ranges of its activations, from which any number of int8 graphs are made.
+
+    Attributes:
+        model: The graph.
+        ranges: Measured on frames; of none where training's are to be taken.
+        frames: For the ranges, and for ranking layers.
+        method: How ranges were chosen.
+        trained: What training rounded, for the one target that it was for: there it is taken in place of `ranges`.
+    """
 
     model: ModelProto
     ranges: Ranges
     frames: Frames
     method: Method
+    trained: Trained | None = None
+
+    def of_training(self, target: Target) -> Trained | None:
+        """Return what training rounded for a target; None where ranges were measured for it."""
+        return self.trained if self.trained is not None and self.trained.target == target else None
 
     @property
     def layers(self) -> list[str]:
@@ -122,12 +154,50 @@ def calibrate(
     source: Path, frames: Frames, method: Method, progress: Callable[[int, int], None] | None = None
 ) -> Calibrated:
     """Measure the ranges of a file's activations; see `quantize`."""
+    model, trained = _load(source)
+    return Calibrated(model, measure(model, _activations(model), frames, method, progress), frames, method, trained)
+
+
+def trained_for(source: Path) -> Target | None:
+    """Return whose INT8 a file's network was trained in; None where it was trained in float.
+
+    Raises:
+        ModelError: The source is missing, not ours, not fp32, or its ranges are not valid.
+    """
+    trained = read(load_source(source)[0], str(source))
+    return None if trained is None else trained.target
+
+
+def with_trained_ranges(source: Path, target: Target) -> Calibrated:
+    """Take the ranges that a file brings from `lfd-train ... --quantize`, and measure none.
+
+    Args:
+        source: The file.
+        target: Who is to run it.
+
+    Raises:
+        ModelError: The source is missing, not ours, not fp32, or its ranges are not valid.
+        UsageError: It brings none, or those for another target.
+    """
+    model, trained = _load(source)
+    if trained is None:
+        raise UsageError(f"{source} brings no trained ranges; give --calib, frames to measure them on")
+    if trained.target != target:
+        raise UsageError(
+            f"{source} was trained in INT8 for {trained.target}, not for {target}. Fix: --target {trained.target}, or "
+            "--calib, frames to measure ranges on"
+        )
+    none = Frames("training", None, 0, "", lambda: iter(()))
+    return Calibrated(model, Ranges(trained.ranges, 0, 0, 0.0), none, "minmax", trained)
+
+
+def _load(source: Path) -> tuple[ModelProto, Trained | None]:
     original, _ = load_source(source)
     model = prepare(original)
     if not any(node.op_type in CORE for node in Graph(model.graph).int8_nodes(())):
         kinds = ", ".join(sorted({node.op_type for node in model.graph.node}))
         raise ExportError(f"{source}: has no operator that can be quantised, of {', '.join(CORE)}; it has {kinds}")
-    return Calibrated(model, measure(model, _activations(model), frames, method, progress), frames, method)
+    return model, read(original, str(source))
 
 
 def _activations(model: ModelProto) -> list[str]:
@@ -142,6 +212,8 @@ def report(calibrated: Calibrated, target: Target, keep_float: Collection[str]) 
     """Describe what `build` makes."""
     graph = Graph(calibrated.model.graph)
     in_int8 = sum(node.op_type in CORE for node in graph.int8_nodes(keep_float))
+    if calibrated.of_training(target) is not None:
+        return QuantReport(target, "trained", len(calibrated.layers), in_int8, tuple(sorted(keep_float)), 0, "", 0, 0.0)
     return QuantReport(
         target,
         calibrated.method,
@@ -160,35 +232,42 @@ def build(calibrated: Calibrated, target: Target, keep_float: Collection[str] = 
     names = {node.name for node in calibrated.model.graph.node}
     if unknown := sorted(set(keep_float) - names):
         raise UsageError(f"keep in float {unknown[0]!r}: no such node in the graph")
+    trained = calibrated.of_training(target)
+    ranges = calibrated.ranges.of if trained is None else trained.ranges
     model = ModelProto()
     model.CopyFrom(calibrated.model)
     if not any(node.op_type in CORE for node in Graph(model.graph).int8_nodes(keep_float)):
         raise ExportError("every layer is kept in float; nothing is left for int8. Fix: ship the fp32 or fp16 file")
     if target == "ort":
-        model = _for_ort(calibrated, keep_float)
+        model = _for_ort(calibrated.model, ranges, keep_float)
+        if trained is not None:
+            check_grids(model, trained, keep_float)
     else:
-        insert_pairs(model, calibrated.ranges.of, keep_float, half_scales=target == "trt")
+        insert_pairs(model, ranges, keep_float, half_scales=target == "trt")
+        if trained is not None:
+            check_grids(model, trained, keep_float)
         model = halve(model)[0] if target == "trt" else prepare(model)
         if problems := check_trt_structure(model, keep_float):
             raise ExportError(f"the int8 graph is not what {target} needs ({len(problems)} problems): {problems[0]}")
     values = {
         PRECISION_KEY: "int8",
         INT8_TARGET_KEY: target,
-        CALIBRATION_KEY: calibrated.frames.record(calibrated.method),
+        CALIBRATION_KEY: calibrated.frames.record(calibrated.method) if trained is None else TRAINED,
     }
     set_metadata(model, values | ({KEEP_FLOAT_KEY: json.dumps(sorted(keep_float))} if keep_float else {}))
     return model
 
 
-def _for_ort(calibrated: Calibrated, keep_float: Collection[str]) -> ModelProto:
+def _for_ort(source: ModelProto, ranges: Mapping[str, tuple[float, float]], keep_float: Collection[str]) -> ModelProto:
     """Quantise as ONNX Runtime's kernels on x86 and ARM want it: u8s8 with pairs around each operator."""
     quantization: Any = require("onnxruntime.quantization", "export")
     storage: Any = require("onnxruntime.quantization.calibrate", "export")
     data = {
         name: storage.TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
-        for name, (low, high) in calibrated.ranges.of.items()
+        # It also asks for the ranges of tensors that it does not quantise.
+        for name, (low, high) in {**dict.fromkeys(_activations(source), (0.0, 0.0)), **ranges}.items()
     }
-    graph = Graph(calibrated.model.graph)
+    graph = Graph(source.graph)
     inside = {node.name for node in graph.int8_nodes(keep_float)}
     outside = [
         node.name
@@ -197,14 +276,14 @@ def _for_ort(calibrated: Calibrated, keep_float: Collection[str]) -> ModelProto:
         if node.op_type in ORT_TYPES and (node.op_type in (*CORE, *BESIDE) and node.name not in inside)
     ]
     model = ModelProto()
-    model.CopyFrom(calibrated.model)
+    model.CopyFrom(block_stem(source))
     set_metadata(model, {"onnx.quant.pre_process": "onnxruntime.quant"})  # what it looks for before it complains
     with tempfile.TemporaryDirectory(prefix="lfd-int8-") as folder:
-        source, out, cache = (Path(folder) / name for name in ("in.onnx", "out.onnx", "ranges.json"))
-        onnx.save(model, str(source))
+        before, out, cache = (Path(folder) / name for name in ("in.onnx", "out.onnx", "ranges.json"))
+        onnx.save(model, str(before))
         storage.save_tensors_data(storage.TensorsData(quantization.CalibrationMethod.MinMax, data), cache)
         quantization.quantize_static(
-            str(source),
+            str(before),
             str(out),
             None,
             calibration_cache_path=cache,
@@ -218,7 +297,7 @@ def _for_ort(calibrated: Calibrated, keep_float: Collection[str]) -> ModelProto:
             weight_type=quantization.QuantType.QInt8,
         )
         made = onnx.load(str(out))
-    return _clean(made, {e.key: e.value for e in calibrated.model.metadata_props})
+    return _clean(made, {e.key: e.value for e in source.metadata_props})
 
 
 def _clean(model: ModelProto, metadata: Mapping[str, str]) -> ModelProto:

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from export.int8_graph import CORE, Graph, drop_unused, replace_nodes
+from lfd.quantize.topology import SAME_RANGE
 
 QMAX = 127
 SMALLEST_SCALE = 2.0**-20
 """Sixteen steps of fp16's smallest number. A channel below 1.2e-4 everywhere loses digits that nobody misses."""
-SAME_RANGE = ("MaxPool",)
-"""What gives back values it was given: one scale before and behind it, so that it runs on the integers."""
 
 
 def insert_pairs(
@@ -48,7 +47,7 @@ def insert_pairs(
         if node.op_type in SAME_RANGE and node.input[0] in work.ranges:
             work.ranges[node.output[0]] = work.ranges[node.input[0]]
     for node in inside:
-        for index in data_inputs(graph, node):
+        for index in graph.data_inputs(node):
             if node.input[index] in graph.constants:
                 node.input[index] = work.weight(node, index)
             else:
@@ -63,14 +62,6 @@ def insert_pairs(
     replace_nodes(model.graph, behind)
     drop_unused(model.graph)
     return sum(node.op_type in CORE for node in inside)
-
-
-def data_inputs(graph: Graph, node: NodeProto) -> list[int]:
-    """Return which inputs of a node in int8 are quantised: all but bias, and but the one that fuses into an Add."""
-    if node.op_type in CORE:
-        return [0, 1]
-    main = graph.main_input(node) if node.op_type == "Add" else None
-    return [index for index, name in enumerate(node.input) if name != main]
 
 
 class _Inserting:

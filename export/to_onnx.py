@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from export.graph import DeployGraph
+from export.int8_trained import TRAINED_KEY, mark_table, take_marks
 from export.runnable import BATCH_KEY, DYNAMIC, MAX_BATCH
 from lfd.errors import ExportError, UsageError
 from lfd.models.external_outputs import check_input_size
 from lfd.profile import count_macs, count_parameters
+from lfd.quantize.student import as_int8, find
 from lfd.spec import METADATA_KEY, ModelSpec
 
 OPSET = 20
@@ -64,6 +66,8 @@ def to_onnx(
 ) -> ModelSpec:
     """Write a network as an ONNX file that takes frames and gives class maps.
 
+    A network that was trained in INT8 is written in fp32 too, with its ranges in the metadata (`export.int8_trained`).
+
     The exporter's own optimiser simplifies it. Another round of onnxscript's finds nothing more, and onnxslim removes
     nothing from LRASPP and DeepLabV3 and 4 of PSPNet's 84 nodes, at the same latency: neither is worth a dependency.
 
@@ -100,8 +104,11 @@ def to_onnx(
     frame = torch.zeros(2 if isinstance(batch, str) else batch, 3, *preprocess.size_hw, dtype=torch.uint8).permute(
         0, 2, 3, 1
     )
+    int8 = find(graph.network)
+    if int8 is not None and bool(int8.plan.first) != graph.folded:
+        raise ExportError(f"{spec.model}: its first convolution is not the one that was trained in INT8")
     try:
-        with _quiet():
+        with _quiet(), as_int8(graph.network, "mark"):
             program = torch.onnx.export(
                 graph,
                 (frame,),
@@ -111,6 +118,7 @@ def to_onnx(
                 dynamo=True,
                 external_data=False,
                 optimize=True,
+                custom_translation_table=None if int8 is None else mark_table(),
                 dynamic_shapes={"frame": {0: torch.export.Dim("batch", max=MAX_BATCH)}} if batch == DYNAMIC else None,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -124,6 +132,10 @@ def to_onnx(
     strip_traces(proto)
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, exported.to_json()
+    if int8 is not None:
+        entry = proto.metadata_props.add()
+        entry.key = TRAINED_KEY
+        entry.value = take_marks(proto, int8.target, int8.grids(), spec.model).to_json()
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -12,6 +12,7 @@ from export.runnable import FILES, Runnable, open_file
 from lfd.checkpoint import load_model
 from lfd.errors import UsageError
 from lfd.normalize import Predictor
+from lfd.quantize.student import find
 from lfd.spec import ModelSpec
 
 
@@ -34,6 +35,8 @@ def open_runnable(path: Path, size_hw: tuple[int, int] | None = None, backend: s
     if backend is not None:
         raise UsageError(f"{path} is no .onnx file or engine, and runs on PyTorch; leave the backend {backend!r} away")
     model, spec = load_model(path)
+    if (int8 := find(model)) is not None:
+        int8.mode = "simulate"  # as it was trained, and as its INT8 file computes
     if size_hw is not None:
         spec = replace(spec, preprocess=replace(spec.preprocess, size_hw=size_hw))
     return of_model(model, spec)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lfd.errors import CheckpointError, ModelError, UsageError, unknown
 from lfd.models import cirkd, create_model
 from lfd.models.external_outputs import check_input_size
+from lfd.quantize.student import attach, target_in
 from lfd.spec import METADATA_KEY, Labels, ModelSpec, Preprocess
 from lfd.weights import fill, read_safetensors, read_tensors, save_tensors
 
@@ -96,10 +97,12 @@ def load_model(path: Path, adopt: tuple[Labels, tuple[int, int]] | None = None) 
             refuses such a file.
 
     Returns:
-        The network in evaluation mode, and its specification.
+        The network in evaluation mode, and its specification. One that was trained in INT8 has its batch norms folded
+        and computes in float until `lfd.quantize.student.as_int8` lets it do otherwise.
 
     Raises:
         CheckpointError: Missing, broken, without specification, or not fitting.
+        MissingDependencyError: It was trained in INT8, and torchao is not installed.
     """
     file = model_file(path)
     if file.suffix != ".safetensors":
@@ -116,6 +119,8 @@ def load_model(path: Path, adopt: tuple[Labels, tuple[int, int]] | None = None) 
         raise CheckpointError(str(error)) from error
     try:
         model, _ = create_model(spec.model, len(spec.labels))
+        if (target := target_in(state)) is not None:
+            attach(model, target, spec.preprocess)
     except UsageError as error:
         raise CheckpointError(f"{file}: its network cannot be built here: {error}") from error
     fill(model, state, str(file))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,9 @@ def _run_options(command: F) -> F:
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value."),
         click.option("--size", metavar="HxW", help="Input size of the network."),
         click.option("--weights", help="Backbone: imagenet, none, or a file: torchvision's, timm's, CIRKD's."),
+        click.option("--init", metavar="RUN", help="Begin with the weights of this run, and with its network."),
+        click.option("--quantize", metavar="int8", help="Fine-tune --init with the rounding of its INT8 file."),
+        click.option("--quantize-target", metavar="NAME", help="Who runs that: ort, openvino, trt.  [default: ort]"),
         click.option("--steps", type=int, help="Optimiser steps."),
         click.option("--batch", type=int, help="Pictures a step."),
         click.option("--seed", type=int, help="Of weights, order and augmentation."),
@@ -48,6 +52,9 @@ _KEYS = {
     "val": "data.val",
     "size": "data.size",
     "weights": "train.weights",
+    "init": "train.init",
+    "quantize": "quantize.to",
+    "quantize_target": "quantize.target",
     "steps": "train.steps",
     "batch": "train.batch",
     "seed": "train.seed",
@@ -74,6 +81,7 @@ def _start(
     from rich.console import Console  # noqa: PLC0415  torch and rich: not for --help
 
     from lfd.checkpoint import MODEL_FILE, STATE_FILE  # noqa: PLC0415
+    from lfd.init import model_of  # noqa: PLC0415
     from lfd.models import external  # noqa: PLC0415
     from lfd.recipe import apply_set, from_mapping, put, read_recipe  # noqa: PLC0415
     from lfd.trainer import train  # noqa: PLC0415
@@ -97,7 +105,13 @@ def _start(
             if any(a.partition("=")[0].strip() == _KEYS[option] for a in assignments):
                 raise UsageError(f"{_KEYS[option]} is given twice, as an option and by --set; leave one away")
             put(record, tuple(_KEYS[option].split(".")), value)
+    if given.get("init") and given.get("weights"):
+        raise UsageError("--init has all weights, --weights those of a backbone; leave one away")
+    if given.get("quantize_target") and not record.get("quantize", {}).get("to"):
+        raise UsageError("--quantize-target has no effect without --quantize int8")
     config = from_mapping(record)
+    if config.train.init and not config.train.model:
+        config = replace(config, train=replace(config.train, model=model_of(Path(config.train.init))))
     for name in (given.get("model"), apply_set({}, assignments).get("train", {}).get("model")):
         external.trust(name)  # typed here, and not by a recipe
     _check_names(config, bool(default_method))
@@ -170,13 +184,15 @@ def evaluate_run(run: Path, data: str, size: str | None, device: str, as_json: b
     from lfd.evaluate import check_labels, evaluate  # noqa: PLC0415
     from lfd.job import pick_device  # noqa: PLC0415
     from lfd.normalize import Predictor  # noqa: PLC0415
+    from lfd.quantize.student import as_int8  # noqa: PLC0415
 
     dataset = open_dataset(data, "test")
     model, spec = load_model(run, (dataset.labels, input_size(dataset, size)))
     check_labels(spec.labels, dataset.labels, f"the data set {data}")
     preprocess = dataclasses.replace(spec.preprocess, size_hw=parse_size(size)) if size else spec.preprocess
     where = pick_device(device)
-    matrix = evaluate(Predictor(model.to(where), preprocess, where), dataset, preprocess)
+    with as_int8(model.to(where)):
+        matrix = evaluate(Predictor(model, preprocess, where), dataset, preprocess)
     if math.isnan(matrix.miou()):
         raise DataError(f"{data}: has no labelled pixel to score on")
     scores = {n: None if math.isnan(v) else float(v) for n, v in zip(spec.labels.names, matrix.iou(), strict=True)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from lfd.console import parse_size
 from lfd.errors import UsageError, unknown
+from lfd.quantize.topology import TARGETS
 
 BALANCES = ("detach", "ema", "none")
 """How terms are balanced, see `lfd.balance`."""
@@ -114,7 +115,8 @@ class TrainConfig:
 
     Attributes:
         model: A name in `lfd.models.MODELS`, or one of the forms of `lfd.models.external`.
-        weights: The backbone's: `imagenet`, `none` or a path.
+        weights: The backbone's: `imagenet`, `none` or a path; without a meaning beside `init`.
+        init: A run, or its model.safetensors, whose weights the network begins with; "" for none.
         steps: Optimiser steps.
         batch: Pictures a step, over all processes and accumulated parts.
         accumulate: Parts that a step's batch is worked through in, one after another, to save memory. The step is
@@ -134,6 +136,7 @@ class TrainConfig:
 
     model: str = ""
     weights: str = "imagenet"
+    init: str = ""
     steps: int = 40_000
     batch: int = 16
     accumulate: int = 1
@@ -151,6 +154,22 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class QuantizeConfig:
+    """The student in INT8.
+
+    Attributes:
+        to: `int8`: activations and weights are rounded in training as the INT8 file for `target` rounds them, batch
+            norms folded; "" trains in float.
+        target: Who is to run the file: `ort`, `openvino` or `trt`.
+        observe: Share of the run during which the ranges follow the activations; then they stay.
+    """
+
+    to: str = ""
+    target: str = "ort"
+    observe: float = 0.5
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration; a section of a recipe is an attribute here.
 
@@ -159,6 +178,7 @@ class Config:
         data: [data]
         optimizer: [optimizer]
         distill: [distill]
+        quantize: [quantize]
         loss: [loss.NAME]: options of a loss by its name in `lfd.losses.LOSSES`, checked by that loss.
     """
 
@@ -166,6 +186,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     loss: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -198,6 +219,7 @@ class Config:
         among("distill.teacher_size", self.distill.teacher_size, ("own", "student"))
         among("distill.unlabelled", self.distill.unlabelled, ("teacher", "nothing"))
         among("distill.balance", self.distill.balance, ("", *BALANCES))
+        self._check_quantize()
         for part, weight in self.distill.weights.items():
             within(f"distill.weights.{part}", weight, 0, 1e6)
         for key, text in (("data.size", d.size), ("data.crop", d.crop)):
@@ -215,6 +237,16 @@ class Config:
             raise UsageError(
                 f"optimizer.warmup = {o.warmup}; expected 0 to train.steps = {t.steps}. Fix: --set optimizer.warmup=N"
             )
+
+    def _check_quantize(self) -> None:
+        q = self.quantize
+        among("quantize.to", q.to, ("", "int8"))
+        among("quantize.target", q.target, TARGETS)
+        within("quantize.observe", q.observe, 0, 1)
+        if q.to and not self.train.init:
+            raise UsageError("--quantize fine-tunes a trained network; give it as --init RUN")
+        if q.to and self.train.compile:
+            raise UsageError("--quantize does not go with --compile, which skips what it rounds; leave one away")
 
 
 def within(key: str, value: float, low: float, high: float) -> None:

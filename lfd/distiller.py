@@ -17,6 +17,7 @@ from lfd.losses import LOSSES
 from lfd.losses.common import IGNORE, UNKNOWN, DistillLoss, cross_entropy, to_grid
 from lfd.methods import Plan
 from lfd.normalize import Normalize
+from lfd.quantize.student import find
 from lfd.spec import Preprocess
 from lfd.taps import FeatureTaps, Outputs, dry_run
 
@@ -133,6 +134,9 @@ class Distiller(nn.Module):
             progress: Share of the run that is done, in [0, 1].
             unlabelled: Some picture has no labels.
         """
+        int8 = find(self.student)
+        if int8 is not None:
+            int8.step(progress)
         student = self._student_taps(self.normalize(image))
         terms: dict[str, Tensor] = {}
         if self._teacher is not None:

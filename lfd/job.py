@@ -23,12 +23,15 @@ from lfd.distributed import all_sum, rank, same_buffers, world_size
 from lfd.ema import Average
 from lfd.errors import CheckpointError, ModelError, TrainingError, UsageError
 from lfd.evaluate import check_labels, evaluate
+from lfd.init import digest_of, load_start
 from lfd.loader import TrainStream
 from lfd.metrics import ConfusionMatrix
 from lfd.models import cirkd, create_model
 from lfd.models.external_outputs import check_input_size
 from lfd.normalize import Predictor
 from lfd.profile import count_macs, count_parameters
+from lfd.quantize.observe import observe
+from lfd.quantize.student import attach, checked_target, find
 from lfd.spec import Labels, ModelSpec, Preprocess, Scalar
 from lfd.sync_bn import synchronise
 from lfd.training_data import cached, open_both
@@ -107,7 +110,7 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
         f"input {size[0]}x{size[1]} {d.normalize}"
     )
     torch.manual_seed(t.seed)
-    student, params, macs = new_student(config, len(train.labels), size, console)
+    student, params, macs = new_student(config, train, preprocess, console)
     check_labelled(val, d.val or d.source, "choosing the best weights")
     if method.method == "none":
         check_labelled(train, d.source, "training without a teacher")
@@ -119,7 +122,9 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
     if t.channels_last:
         student.to(memory_format=torch.channels_last)
     student.to(device)
-    if world_size() > 1 and t.sync_bn:
+    if config.quantize.to:
+        quantize_student(config, student, train, preprocess, console)
+    elif world_size() > 1 and t.sync_bn:
         student = synchronise(student, device)
     average = Average(student, t.ema) if t.ema else None
     distiller = Distiller(
@@ -143,17 +148,20 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
     return Job(device, train, val, distiller, kept, average, predictor, spec, stream)
 
 
-def new_student(
-    config: Config, num_classes: int, size_hw: tuple[int, int], console: Console
-) -> tuple[nn.Module, int, int]:
+def new_student(config: Config, data: Dataset, preprocess: Preprocess, console: Console) -> tuple[nn.Module, int, int]:
     """Build the student and say what it is; return it with its parameters and multiply-accumulates.
 
     Raises:
-        UsageError: There is no such network, nothing of it can be trained, or it does not take the input or the crops.
+        UsageError: There is no such network, nothing of it can be trained, it does not take the input or the crops, or
+            it is not the one to begin with.
         CheckpointError: Its weights cannot be had or do not fit.
+        ModelError: Those to begin with are of other classes.
     """
-    t, crop = config.train, config.data.crop
-    student, origin = create_model(t.model, num_classes, t.weights)
+    t, crop, size_hw = config.train, config.data.crop, preprocess.size_hw
+    if t.init:
+        student, origin = load_start(config, data, preprocess)
+    else:
+        student, origin = create_model(t.model, len(data.labels), t.weights)
     if not any(p.requires_grad for p in student.parameters()):
         raise UsageError(f"model {t.model!r}: none of its parameters can be trained; expected some with requires_grad")
     for seen in (size_hw, parse_size(crop) if crop else size_hw):
@@ -163,13 +171,38 @@ def new_student(
     return student, params, macs
 
 
+def quantize_student(
+    config: Config, student: nn.Module, data: Dataset, preprocess: Preprocess, console: Console
+) -> None:
+    """Let a student compute as its INT8 file will, with ranges from pictures, or as it brings them.
+
+    Raises:
+        MissingDependencyError: torchao is not installed.
+        UsageError: It has nothing that runs in int8.
+    """
+    q = config.quantize
+    int8 = find(student)
+    if int8 is None:
+        int8 = attach(student, checked_target(q.target), preprocess)
+        observe(student, int8, data, preprocess)
+    int8.mode, int8.until = "simulate", q.observe
+    console.print(
+        f"int8     for {int8.target}: {len(int8.plan.tensors)} activations and {len(int8.plan.weights)} kernels are "
+        "rounded, batch norms folded"
+    )
+
+
 def origin_of(config: Config, params: int, macs: int) -> dict[str, Scalar]:
     """Return what a model's specification says of how it was made."""
     t, d = config.train, config.distill
+    begun = {"init": digest_of(Path(t.init))} if t.init else {}
+    quantized = {"quantize": config.quantize.to, "target": config.quantize.target} if config.quantize.to else {}
     return {
         "data": config.data.source.partition(":")[0],
         "method": d.method if d.teacher else "labels",
-        "weights": t.weights if t.weights in ("imagenet", "none") else "file",
+        "weights": "run" if t.init else t.weights if t.weights in ("imagenet", "none") else "file",
+        **begun,
+        **quantized,
         "steps": t.steps,
         "batch": t.batch,
         "seed": t.seed,

@@ -168,6 +168,7 @@ _ELSEWHERE = (
     "data.cache",
     "distill.teacher",
     "train.device",
+    "train.init",
     "train.log_every",
 )
 """Keys that a resumed run may change: where things are, not what is done."""

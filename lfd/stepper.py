@@ -47,7 +47,8 @@ class Stepper:
             card = [job.device] if job.device.type == "cuda" else None
             same_buffers(job.distiller)
             # With synchronised norms every buffer is the same on all processes: queues need not travel at each step.
-            travel: dict[str, Any] = {_BUFFERS: not config.train.sync_bn}
+            # Ranges that follow the activations must: those of the first process count.
+            travel: dict[str, Any] = {_BUFFERS: not config.train.sync_bn or bool(config.quantize.to)}
             self._wrapped = DistributedDataParallel(job.distiller, device_ids=card, **travel)
 
     def step(self, number: int, loader: Iterator[Batch], stop: bool) -> None:

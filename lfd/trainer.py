@@ -76,11 +76,9 @@ class Claim:
 
     def __enter__(self) -> Claim:
         out = self._out
-        if self._config.distill.teacher and Path(self._config.distill.teacher).resolve() in (
-            out.resolve(),
-            (out / MODEL_FILE).resolve(),
-        ):
-            raise UsageError(f"--out {out} is the teacher; choose another folder")
+        for given, what in ((self._config.distill.teacher, "teacher"), (self._config.train.init, "run to begin with")):
+            if given and Path(given).resolve() in (out.resolve(), (out / MODEL_FILE).resolve()):
+                raise UsageError(f"--out {out} is the {what}; choose another folder")
         if not self._resume:
             check_free(out, self._overwrite)
         self._found = out.exists()

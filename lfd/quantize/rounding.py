@@ -1,0 +1,86 @@
+"""Kernels and biases on the grids of their integers, and the mark that stands for a rounding in an export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+QMAX = 127
+
+
+@torch.library.custom_op("lfd::mark", mutates_args=())
+def mark(tensor: Tensor, number: int) -> Tensor:
+    """Return a tensor as it is; in an exported graph the call says which one it is."""
+    del number
+    return tensor.clone()
+
+
+@mark.register_fake
+def _(tensor: Tensor, number: int) -> Tensor:
+    del number
+    return torch.empty_like(tensor)
+
+
+class _Straight(torch.autograd.Function):
+    """A rounded kernel, laid out in memory as the kernel, as DistributedDataParallel wants the gradient to be.
+
+    No weight lies outside of its grid, so that all of the gradient passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, rounded: Tensor) -> Tensor:
+        del ctx
+        return torch.empty_strided(weights.size(), weights.stride(), dtype=weights.dtype, device=weights.device).copy_(
+            rounded
+        )
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        del ctx
+        return gradient, None
+
+
+def round_weights(weights: Tensor, axis: int | None) -> Tensor:
+    """Return a kernel on the grid of its int8 form: symmetric, its largest magnitude 127 steps, a scale a channel.
+
+    Args:
+        weights: The kernel.
+        axis: Of its output channels; None for one scale.
+    """
+    values, scale = weights.float(), scale_of(weights, axis)
+    zero = torch.zeros(scale.shape, dtype=torch.int32, device=scale.device)
+    if axis is None:
+        rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero, -QMAX, QMAX)
+    else:
+        rounded = torch.fake_quantize_per_channel_affine(values, scale, zero, axis, -QMAX, QMAX)
+    straight: Tensor = _Straight.apply(weights, rounded)
+    return straight
+
+
+def round_bias(bias: Tensor, step: Tensor) -> Tensor:
+    """Return a bias on its grid, whose integers have 32 bits.
+
+    Args:
+        bias: (C,).
+        step: (C,).
+    """
+    values = bias.detach().double()
+    rounded = (values / step).round() * step
+    return bias + (rounded - values).to(bias.dtype)
+
+
+def scale_of(weights: Tensor, axis: int | None) -> Tensor:
+    """Return the step of a kernel's int8 form, a channel each, (C,), or (1,); see `round_weights`."""
+    dims = [dim for dim in range(weights.dim()) if dim != axis]
+    scale = weights.detach().float().abs().amax(dims) / QMAX
+    return scale.clamp_min(torch.finfo(torch.float32).tiny).reshape(-1)
+
+
+def in_units(tensor: Tensor, units: Tensor | None, change: Callable[[Tensor], Tensor], inverse: bool = False) -> Tensor:
+    """Return a tensor changed as it is in other units: a picture is multiplied by them, its kernel divided."""
+    if units is None:
+        return change(tensor)
+    return change(tensor / units) * units if inverse else change(tensor * units) / units
