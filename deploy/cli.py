@@ -127,8 +127,8 @@ class Options:
 @click.option(
     "--smooth",
     metavar="[KIND:]TIME",
-    help="Show no class that comes and goes within TIME, such as 200ms: a moving average for models with logits, else "
-    "hysteresis. What changes to stay is shown TIME later.",
+    help="Steady the result: a pixel keeps its class until the model has not given it for TIME, such as 200ms; a model "
+    "with logits a moving average of half-life TIME. What changes to stay is shown TIME later.",
 )
 @click.option(
     "--collect",
@@ -268,8 +268,7 @@ def _run(
             failure = error
         finally:
             console.end()
-            if file is not None:
-                file.close()
+            failure = _closed(file, failure)
         for note in (note for stream in streams for sink in stream.sinks for note in getattr(sink, "notes", ())):
             say(f"note: {note}")
         return pipeline.summary(), session.spec.model, session.build.backend, failure
@@ -284,6 +283,16 @@ def _stats_file(opts: Options, names: Sequence[str], streams: Sequence[Stream]) 
     if opts.stats is None:
         return None
     return StatsFile(opts.stats, names, [stream.stats for stream in streams], opts.stats_every, opts.overwrite)
+
+
+def _closed(file: StatsFile | None, failure: LfdError | None) -> LfdError | None:
+    """Close the statistics, and return the first failure, which is the one that is said."""
+    try:
+        if file is not None:
+            file.close()
+    except LfdError as error:
+        return failure or error
+    return failure
 
 
 def _total(streams: Sequence[Stream], opts: Options) -> int | None:

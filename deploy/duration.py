@@ -20,8 +20,7 @@ def parse_duration(text: str) -> float:
         UsageError: Anything else.
     """
     parts = "".join(rf"(?:{_NUMBER}{unit})?" for unit in _PARTS_S)
-    text = f"{text}s" if re.fullmatch(_NUMBER, text, re.ASCII) else text
-    match = re.fullmatch(parts, text, re.ASCII)
+    match = re.fullmatch(parts, f"{text}s" if re.fullmatch(_NUMBER, text, re.ASCII) else text, re.ASCII)
     seconds = sum(float(n) * s for n, s in zip(match.groups("0"), _PARTS_S.values(), strict=True)) if match else 0.0
     if seconds <= 0:
         raise UsageError(f"{text[:40]!r}; expected a time above 0, such as 90, 90s, 200ms, 10m, 2h or 1h30m")

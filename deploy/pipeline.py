@@ -196,6 +196,9 @@ class Pipeline:
         self._heard_at[index] = time.monotonic()
         if stream.source.info.live and stream.stats.shown == self._limits.max_frames:
             self._exchange.close(index)
+            ended = StreamStatus(State.ENDED, time.monotonic_ns())
+            stream.stats.change(ended)
+            self._tell(index, ended, changed=True)
         return Result(frame, restored, spec.labels, index, latency_ms, infer_ms)
 
     def _tell(self, index: int, status: StreamStatus, changed: bool = False) -> None:

@@ -13,6 +13,7 @@ from typing import TextIO
 from deploy.frames import State, StreamStatus
 from deploy.run_summary import open_descriptors, resident_mb, thread_count
 from deploy.stats import StreamStats
+from deploy.texts import redact
 from deploy.timing import Percentiles
 from lfd.errors import SinkError
 from lfd.files import check_free
@@ -77,7 +78,7 @@ class Console:
             self._out.flush()
 
     def end(self) -> None:
-        """Say what has not been said, and take the progress line away."""
+        """Say what has gone wrong, and take the progress line away."""
         self._warn()
         self._clear()
 
@@ -108,7 +109,7 @@ class Console:
 
     def _words(self, index: int, status: StreamStatus) -> str:
         if status.state is State.ENDED:
-            return "ended"
+            return f"ended ({redact(status.detail)})" if status.detail else "ended"
         if status.state is State.LIVE:
             seconds = (status.since_ns - self._lost_ns.pop(index, status.since_ns)) / 1e9
             return f"live again after {seconds:.1f} s"

@@ -84,7 +84,7 @@ class RunSummary:
 
     Attributes:
         streams: One block each, in the order they were given.
-        seconds: From the start to the last frame shown.
+        seconds: From the start to the end of the run.
         rss_start_mb: Resident memory before the first frame; None where the system does not say.
         rss_end_mb: Likewise after the last.
         threads: Threads of this process at the end, the runtime's included; None likewise.

@@ -20,7 +20,7 @@ from export.errors import GateError
 from export.fp16 import MIN_AGREEMENT_FP16, to_fp16
 from export.gate import Say, gated
 from export.gate_report import points
-from export.int8 import Calibrated, calibrate
+from export.int8 import Calibrated, calibrate, trained_for, with_trained_ranges
 from export.int8_ranges import Method
 from export.int8_rank import RANK_FRAMES, rank_layers
 from export.int8_runner import DeployRunner
@@ -184,6 +184,7 @@ class Maker:
 
     def _int8(self, key: str) -> None:
         target, wanted, source = INT8[key], self._wanted, self._shelf.path(FP32)
+        trained = trained_for(source) == target
         if target != "trt" and find_spec(PACKAGES[target]) is None:
             line = ["lfd-export", "int8", source.name, "-o", self._shelf[key].name, "--target", target]
             self._shelf.change(
@@ -191,13 +192,14 @@ class Maker:
                 state="elsewhere",
                 reason=f"{target} is not installed; its int8 is scored and timed on it. Fix: pip install "
                 f"'lfd-toolkit[{target}]'",
-                command=f"{shlex.join(line)} --calib NAME:PATH",
+                command=f"{shlex.join(line)} {'--data' if trained else '--calib'} NAME:PATH",
             )
             return
         runner = DeployRunner(source, self._data, target, wanted.pictures, wanted.threads, self._original.reference)
         found = gated(
-            self._calibrated(), source, self._shelf.path(key), target, runner, wanted.max_miou_drop, speed=False,
-            say=lambda line: self._say(f"  {line}"), rank=lambda: self._ranking,
+            with_trained_ranges(source, target) if trained else self._calibrated(), source, self._shelf.path(key),
+            target, runner, wanted.max_miou_drop, speed=False, say=lambda line: self._say(f"  {line}"),
+            rank=lambda: self._ranking,
         )  # fmt: skip
         run = self._run(None if target == "trt" else target, runner.runtime, runner.scored())
         self._shelf.change(key, runs=(run,), kept_float=found.quantised.kept_float, search=_tried(found.to_dict()))

@@ -29,7 +29,7 @@ from export.int8_check import check_trt_structure
 from export.int8_graph import BESIDE, CORE, Graph, prepare
 from export.int8_insert import insert_pairs
 from export.int8_ranges import Method, Ranges, measure
-from export.int8_stem import block_stem
+from export.int8_stem import pair_stem
 from export.int8_trained import Trained, check_grids, read
 from lfd.errors import ExportError, UsageError, require
 from lfd.quantize.topology import TARGETS, Target
@@ -276,7 +276,7 @@ def _for_ort(source: ModelProto, ranges: Mapping[str, tuple[float, float]], keep
         if node.op_type in ORT_TYPES and (node.op_type in (*CORE, *BESIDE) and node.name not in inside)
     ]
     model = ModelProto()
-    model.CopyFrom(block_stem(source))
+    model.CopyFrom(pair_stem(source))
     set_metadata(model, {"onnx.quant.pre_process": "onnxruntime.quant"})  # what it looks for before it complains
     with tempfile.TemporaryDirectory(prefix="lfd-int8-") as folder:
         before, out, cache = (Path(folder) / name for name in ("in.onnx", "out.onnx", "ranges.json"))

@@ -15,15 +15,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from export.int8_graph import CORE, Graph, drop_unused, replace_nodes
-from lfd.quantize.topology import SAME_RANGE
-
-QMAX = 127
-SMALLEST_SCALE = 2.0**-20
-"""Sixteen steps of fp16's smallest number. A channel below 1.2e-4 everywhere loses digits that nobody misses."""
+from lfd.quantize.rounding import QMAX, held, scale_of
+from lfd.quantize.topology import SAME_RANGE, Target
 
 
 def insert_pairs(
@@ -68,7 +66,8 @@ class _Inserting:
     """Makes pairs and int8 weights, each once."""
 
     def __init__(self, graph: Graph, ranges: dict[str, tuple[float, float]], half: bool) -> None:
-        self.graph, self.ranges, self.half = graph, ranges, half
+        self.graph, self.ranges = graph, ranges
+        self.target: Target = "trt" if half else "openvino"
         self.pairs: dict[str, list[NodeProto]] = {}
         self.weights: list[NodeProto] = []
         self._made: dict[tuple[str, int | None], str] = {}
@@ -78,7 +77,7 @@ class _Inserting:
         out = f"{name}_dq"
         if name not in self.pairs:
             low, high = self.ranges[name]
-            scale = self._round(np.array(max(-low, high) / QMAX, np.float64))
+            scale = held(torch.tensor(float(max(-low, high)) / QMAX, dtype=torch.float32), self.target).numpy()
             parameters = self._parameters(name, scale)
             self.pairs[name] = [
                 helper.make_node("QuantizeLinear", [name, *parameters], [f"{name}_q"], f"{name}_quantize"),
@@ -89,19 +88,16 @@ class _Inserting:
     def weight(self, node: NodeProto, index: int) -> str:
         """Return the dequantised form of a constant, quantised per output channel."""
         name = node.input[index]
-        values = self.graph.constant(name).astype(np.float64)
+        values = self.graph.constant(name).astype(np.float32)
         axis = _axis(node, index, values.ndim)
         if (name, axis) not in self._made:
             label = name if axis is None else f"{name}_axis{axis}"
             self._made[name, axis] = f"{label}_dq"
-            others = tuple(a for a in range(values.ndim) if a != axis)
-            scale = self._round(np.abs(values).max(others if axis is not None else None) / QMAX)
-            along = scale.astype(np.float64)
-            if axis is not None:
-                along = along.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+            scale = scale_of(torch.from_numpy(values), axis, self.target).numpy()
+            along = scale.astype(np.float64).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
             steps = np.clip(np.rint(values / along), -QMAX, QMAX).astype(np.int8)
             self.graph.proto.initializer.append(numpy_helper.from_array(steps, f"{label}_int8"))
-            parameters = self._parameters(label, scale)
+            parameters = self._parameters(label, scale.reshape(()) if axis is None else scale)
             dequantize = helper.make_node(
                 "DequantizeLinear", [f"{label}_int8", *parameters], [f"{label}_dq"], f"{label}_dequantize"
             )
@@ -109,15 +105,6 @@ class _Inserting:
                 dequantize.attribute.append(helper.make_attribute("axis", axis))
             self.weights.append(dequantize)
         return self._made[name, axis]
-
-    def _round(self, scale: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return positive scales, where fp16 is to hold them rounded up to what it holds."""
-        scale = np.maximum(scale, SMALLEST_SCALE)
-        if self.half:
-            half = np.minimum(scale, float(np.finfo(np.float16).max)).astype(np.float16)
-            up = np.nextafter(half, np.float16(np.inf))
-            scale = np.where((half < scale) & np.isfinite(up), up, half)
-        return np.asarray(scale, np.float32)
 
     def _parameters(self, label: str, scale: NDArray[np.float32]) -> list[str]:
         zero = np.zeros(scale.shape, np.int8)

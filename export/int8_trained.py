@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from onnx import ModelProto, TensorProto
 
 from export.int8_graph import Graph, drop_unused, prepare, replace_nodes
-from export.int8_insert import SMALLEST_SCALE
 from lfd.errors import ExportError, ModelError, require
-from lfd.quantize.topology import TARGETS, Target
+from lfd.quantize.rounding import held
+from lfd.quantize.topology import SAME_RANGE, TARGETS, Target
 
 TRAINED_KEY = "lfd_trained_ranges"
 MAX_JSON_BYTES = 1 << 20
@@ -32,17 +32,20 @@ class Trained:
     Attributes:
         target: For whom it did.
         grids: Tensor name to (scale, zero point): unsigned for ONNX Runtime, else signed with a zero point of 0.
+        handed_on: Likewise, of tensors that hold values of those.
     """
 
     target: Target
     grids: Mapping[str, tuple[float, int]]
+    handed_on: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
         """What the exporter makes the same grids of: tensor name to (lowest, highest)."""
+        every = {**self.handed_on, **self.grids}
         if self.target == "ort":
-            return {name: (-zero * scale, (255 - zero) * scale) for name, (scale, zero) in self.grids.items()}
-        return {name: (-127 * scale, 127 * scale) for name, (scale, _) in self.grids.items()}
+            return {name: (-zero * scale, (255 - zero) * scale) for name, (scale, zero) in every.items()}
+        return {name: (-127 * scale, 127 * scale) for name, (scale, _) in every.items()}
 
     def to_json(self) -> str:
         """Return it as JSON text that `read` reads back."""
@@ -68,12 +71,23 @@ def read(model: ModelProto, origin: str) -> Trained | None:
         for name, (scale, zero) in grids.items():
             if not (math.isfinite(scale) and scale > 0 and low <= zero <= high):
                 raise ValueError(f"{name}: scale {scale}, zero point {zero}")
-        return Trained(target, grids)
-    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
+        return Trained(target, grids, _handed_on(model, grids) if target == "ort" else {})
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
         raise ModelError(
             f"{origin}: its trained ranges cannot be read ({type(error).__name__}: {error}). "
             "Fix: write the file again with lfd-export onnx"
         ) from error
+
+
+def _handed_on(model: ModelProto, grids: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
+    """Return the grids of what holds values of rounded tensors: it is rounded itself once their maker is in float."""
+    found: dict[str, tuple[float, int]] = {}
+    for node in model.graph.node:
+        if node.op_type in (*SAME_RANGE, "Slice", "Reshape") and node.output[0] not in grids:
+            grid = grids.get(node.input[0], found.get(node.input[0]))
+            if grid is not None:
+                found[node.output[0]] = grid
+    return found
 
 
 def mark_table() -> dict[Any, Any]:
@@ -147,18 +161,15 @@ def check_grids(model: ModelProto, trained: Trained, keep_float: Collection[str]
     graph = Graph(model.graph)
     pairs = [node for node in graph.proto.node if node.op_type == "QuantizeLinear"]
     found = {node.input[0]: node for node in pairs if node.input[0] not in graph.constants}
-    known = {tuple(node.input[1:]) for tensor, node in found.items() if tensor in trained.grids}
+    grids = {**trained.handed_on, **trained.grids}
+    known = {tuple(node.input[1:]) for tensor, node in found.items() if tensor in grids}
     for tensor, node in found.items():
-        if tensor in trained.grids:
-            scale, zero = trained.grids[tensor]
-            value = float(graph.constant(node.input[1]))
-            wanted = scale if trained.target == "ort" else max(scale, SMALLEST_SCALE)
-            # For TensorRT scales are rounded up to fp16, whose steps are 2^-10 of a value, and 2^-24 at least.
-            if (
-                not -1e-4 * wanted < value - wanted < 1e-3 * wanted + 2**-24
-                or int(graph.constant(node.input[2])) != zero
-            ):
-                raise ExportError(f"the int8 graph rounds {tensor} by {value:g}, training did by {scale:g}")
+        if tensor in grids:
+            scale, zero = grids[tensor]
+            value, wanted = float(graph.constant(node.input[1])), float(held(torch.tensor(scale), trained.target))
+            slack = 1e-4 * wanted if trained.target == "ort" else 0.0  # ONNX Runtime makes it of a range again
+            if not abs(value - wanted) <= slack or int(graph.constant(node.input[2])) != zero:
+                raise ExportError(f"the int8 graph rounds {tensor} by {value:g}, training did by {wanted:g}")
         elif tuple(node.input[1:]) not in known:  # ONNX Runtime hands integers on, with their scale
             raise ExportError(f"the int8 graph rounds {tensor}, which training left in float")
     missing = [tensor for tensor in trained.grids if tensor not in found]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lfd.errors import CheckpointError, ModelError, UsageError, unknown
 from lfd.models import cirkd, create_model
 from lfd.models.external_outputs import check_input_size
-from lfd.quantize.student import attach, target_in
+from lfd.quantize.student import attach, find, target_in
 from lfd.spec import METADATA_KEY, Labels, ModelSpec, Preprocess
 from lfd.weights import fill, read_safetensors, read_tensors, save_tensors
 
@@ -124,6 +124,10 @@ def load_model(path: Path, adopt: tuple[Labels, tuple[int, int]] | None = None) 
     except UsageError as error:
         raise CheckpointError(f"{file}: its network cannot be built here: {error}") from error
     fill(model, state, str(file))
+    if (int8 := find(model)) is not None and not int8.sound():
+        raise CheckpointError(
+            f"{file}: its INT8 has a range that is none; expected positive scales, zero points inside"
+        )
     return model.eval(), spec
 
 

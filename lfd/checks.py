@@ -29,7 +29,7 @@ def check_config(config: Config) -> Plan:
             f"train.batch = {t.batch} leaves {together} picture to a batch norm at a time, which has no variance over "
             "a 1x1 grid; expected at least 2. Fix: a larger --batch, or a smaller train.accumulate"
         )
-    if t.weights == "imagenet" and d.normalize != "imagenet":
+    if not t.init and t.weights == "imagenet" and d.normalize != "imagenet":
         raise UsageError(
             f"data.normalize = {d.normalize!r} with train.weights = 'imagenet': torchvision's weights were trained on "
             "the input 'imagenet'. Fix: --set data.normalize=imagenet, or --weights FILE of the CIRKD family"

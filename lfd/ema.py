@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from lfd.quantize.student import MODULE
+
 
 class Average(nn.Module):
     """A copy of a network that follows it: a <- d a + (1 - d) w after each step, batch statistics too.
@@ -16,7 +18,7 @@ class Average(nn.Module):
     the GPU for every tensor.
 
     Args:
-        model: The network, before any hook is put on it: hooks would be copied.
+        model: The network, before any tap is put on it: hooks are copied, and INT8's know their copy.
         decay: What is kept at each step, in [0, 1).
 
     Attributes:
@@ -36,11 +38,10 @@ class Average(nn.Module):
         """Move towards the network as it is now."""
         n = int(self.updates)
         decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        theirs = model.state_dict()
-        pairs = [(ours, theirs[key]) for key, ours in self.module.state_dict().items()]
-        moving = [(a, b) for a, b in pairs if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in moving], [b for _, b in moving], 1 - decay)
-        for a, b in pairs:
-            if not a.is_floating_point():  # a batch norm's counter
-                a.copy_(b)
+        ours, theirs = self.module.state_dict(), model.state_dict()
+        # Ranges of INT8 are moving averages already, and a scale goes with its zero point.
+        moving = [k for k, v in ours.items() if v.is_floating_point() and not k.startswith(f"{MODULE}.")]
+        torch._foreach_lerp_([ours[k] for k in moving], [theirs[k] for k in moving], 1 - decay)
+        for key in ours.keys() - set(moving):  # these, and a batch norm's counter
+            ours[key].copy_(theirs[key])
         self.updates += 1

@@ -40,6 +40,7 @@ from lfd.methods import plan
 from lfd.metrics import ConfusionMatrix
 from lfd.normalize import Normalize, Predictor
 from lfd.preprocess import Image, content_box, fit_frame, resize_labels, restore_map
+from lfd.quantize.student import find
 from lfd.recipe import from_mapping, read_recipe
 from lfd.runlog import METRICS_FILE
 from lfd.spec import Labels, Preprocess
@@ -131,6 +132,8 @@ def explain(run: Path, data: str, out: Path, teacher: str | None, count: int, de
     check_out(out, overwrite)
     where = pick_device(device)
     student, spec = load_model(run)
+    if (int8 := find(student)) is not None:
+        int8.mode = "simulate"  # as it was trained and scored
     dataset = open_dataset(data, "val", spec.labels)
     check_labels(spec.labels, dataset.labels, f"the data set {data}")
     config, options, notes = read_run(run, data, teacher)

@@ -143,7 +143,8 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
         torch.manual_seed(t.seed + 7919 * rank())
     kept = average.module if average is not None else student
     spec = ModelSpec(t.model, train.labels, preprocess, provenance=provenance)
-    predictor = Predictor(kept, preprocess, device, AMP[t.amp])
+    # Half precision would blur the grid of INT8 that is scored.
+    predictor = Predictor(kept, preprocess, device, None if config.quantize.to else AMP[t.amp])
     stream = TrainStream(train, d, preprocess, t.seed)
     return Job(device, train, val, distiller, kept, average, predictor, spec, stream)
 

@@ -114,9 +114,9 @@ class RunState:
         try:
             if state["identity"] != self.identity:
                 raise UsageError(
-                    f"{self.path} was made with other pictures, or another teacher, than what is there now "
+                    f"{self.path} was made with other pictures, another teacher or another --init than are there now "
                     f"({self.config.data.source}{', ' if self.config.distill.teacher else ''}"
-                    f"{self.config.distill.teacher}): a resumed run keeps both. Fix: --data and --teacher"
+                    f"{self.config.distill.teacher}): a resumed run keeps them. Fix: --data, --teacher and --init"
                 )
             self.job.distiller.load_state_dict(state["distiller"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -149,8 +149,8 @@ def identity(job: Job, config: Config) -> str:
         for index in (0, len(data) // 2, len(data) - 1):
             sample = data[index]
             digest.update(sample.name.encode() + sample.image.tobytes() + sample.mask.tobytes())
-    if config.distill.teacher:
-        with model_file(Path(config.distill.teacher)).open("rb") as file:
+    for path in filter(None, (config.distill.teacher, config.train.init)):
+        with model_file(Path(path)).open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()

@@ -24,9 +24,10 @@ from deploy.reader import give_way
 from lfd.spec import ModelSpec
 
 HOLD_S = 60.0
-"""A slot's best frame so far is written after so long, that a killed process does not lose more."""
+"""A slot's best frame so far is written after so long of its stream's time, when the next result comes, that a killed
+process does not lose more."""
 WAITING = 4
-"""Frames that may wait for the disk."""
+"""Frames that may wait for the disk, beside one of each stream."""
 PATIENCE_S = 10.0
 """How long a disk is waited for that does not answer."""
 
@@ -90,7 +91,8 @@ class Collector:
         self._spec, self._build, self._sources, self._live = spec, build, sources, live
         self._judges = [Judge(spec) for _ in sources]
         self._best: list[_Candidate | None] = [None] * len(sources)
-        self._queue: queue.Queue[tuple[int, _Candidate] | None] = queue.Queue(WAITING)
+        # Slots of live streams end at the same moment: there is room for one of each at once.
+        self._queue: queue.Queue[tuple[int, _Candidate] | None] = queue.Queue(WAITING + len(sources))
         self._missed = 0
         self._closed = False
         self.failure: str | None = None
@@ -108,7 +110,8 @@ class Collector:
             found: As the session gives it for one picture; not kept.
             at_s: When the frame was taken, seconds of the stream's own.
         """
-        self._offer(index, self._judges[index].see(frame, found, at_s))
+        if not self._closed:  # an inference that was left behind
+            self._offer(index, self._judges[index].see(frame, found, at_s))
 
     def _offer(self, index: int, sight: Sight | None) -> None:
         if sight is None or self.failure is not None:
@@ -116,7 +119,7 @@ class Collector:
         # Wall-clock time outlives the run: slots go on where the last run ended.
         at_s = round(_unix_s(sight.frame) if self._live[index] else sight.at_s, 3)
         best, slot = self._best[index], self._folder.slot(at_s)
-        if best is not None and (slot != best.slot or at_s - best.held_since_s >= HOLD_S):
+        if best is not None and (slot != best.slot or abs(at_s - best.held_since_s) >= HOLD_S):
             self._put(index, best)
             best = self._best[index] = None
         if best is None:
@@ -132,6 +135,8 @@ class Collector:
             self._queue.put((index, best), timeout=0.0 if live else PATIENCE_S)
         except queue.Full:
             self._missed += 1
+            if not live:  # it has been waited for; the next frame would wait as long again
+                self.failure = f"{self._folder.path}: the disk does not answer; nothing more is collected"
 
     def _work(self) -> None:
         give_way()  # a picture of 720p takes 20 ms to encode
@@ -154,7 +159,7 @@ class Collector:
         if not ok:
             raise OSError(f"OpenCV cannot encode a picture of {sight.frame.image.shape}")
         picture = data.tobytes()
-        moment_ms = round(1e3 * _unix_s(sight.frame))
+        moment_ms = round(1e3 * (best.at_s if self._live[index] else _unix_s(sight.frame)))
         while not self._folder.free_name(_name(moment_ms, index)):
             moment_ms += 1
         kept = Kept(
@@ -182,7 +187,9 @@ class Collector:
         return Collected(str(self._folder.path), len(kept), sum(k.bytes for k in kept), self._missed, self.failure)
 
     def close(self) -> None:
-        """Write what is held and give the folder back; the inference must have ended. May be called twice.
+        """Write what is held and give the folder back. May be called twice.
+
+        What an inference that was left behind still gives is not taken.
 
         Raises:
             Exception: A defect of ours that ended the writing.
@@ -192,7 +199,7 @@ class Collector:
         self._closed = True
         for index, judge in enumerate(self._judges):
             self._offer(index, judge.last())
-            if (best := self._best[index]) is not None:
+            if (best := self._best[index]) is not None and self.failure is None:
                 self._put(index, best)
         with suppress(queue.Full):
             self._queue.put(None, timeout=PATIENCE_S)

@@ -122,10 +122,12 @@ class Folder:
             clear_partial(path)
             read = self._read()
             for kept in read:
-                self._place(kept)
+                if (path / kept.file).is_file():  # who weeds out pictures need not mend the lines
+                    self._place(kept)
             self._shrink()
-            self._write()
-            self._remove(read)
+            if self.kept != read:  # else a full disk, which ends the collecting only, would keep a run from starting
+                self._write()
+                self._remove(read)
             self._held = stack.pop_all()
 
     def _read(self) -> list[Kept]:
@@ -143,8 +145,7 @@ class Folder:
                     f"{path}:{number}: is no line of a collected frame ({error}). Fix: choose another folder, or "
                     "remove the line and its picture"
                 ) from error
-            if (self.path / kept.file).is_file():  # who weeds out pictures need not mend the lines
-                found.append(kept)
+            found.append(kept)
         return found
 
     @property
@@ -173,6 +174,8 @@ class Folder:
         Raises:
             OSError: The disk is full, or refuses; the folder is as it was.
         """
+        if kept.bytes > 1e6 * self._bounds.mb:
+            return  # all others would give way to it, and then it would go too
         before = [*self.kept, kept]
         path = self.path / kept.file
         with replacing(path) as aside:
@@ -225,7 +228,7 @@ class Folder:
 
     def close(self) -> None:
         """Let another run have the folder; remove it where it was made for nothing."""
-        self._held.close()
         if self._made:
             with suppress(OSError):  # it holds something, which is to stay
                 self.path.rmdir()
+        self._held.close()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any
 
 _NAME = re.compile(r"\d{8}T\d{9}Z-\d+\.png")
+_MOST = 1e15
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Kept:
         file: Name of the picture.
         time: When it was taken (of a film: read), ISO 8601 in UTC.
         source: Where it is from, without credentials.
-        at_s: Its time in the stream: Unix time of a live source, of a film its position; seconds.
+        at_s: Its time in the stream: Unix time if live, of a film its position, counted on with --loop; seconds.
         index: Its position in the source.
         why: `unsure` or `drift`: the figure that stands out more.
         score: By how many standard deviations it is above its long-run mean.
@@ -62,7 +62,9 @@ class Kept:
                 raise ValueError(f"{name} {str(record[name])[:40]!r}")
         numbers = [record[name] for name in ("at_s", "score", "drift", "unsure") if record[name] is not None]
         sides = record["size_hw"]
-        if not all(map(math.isfinite, numbers)) or record["bytes"] < 0 or record["at_s"] < 0:
+        # NaN is in no range, and a whole number may be larger than any float.
+        ranged = all(-_MOST <= number <= _MOST for number in numbers)
+        if not ranged or not 0 <= record["bytes"] <= _MOST or record["at_s"] < 0:
             raise ValueError("a number out of range")
         if len(sides) != 2 or not all(type(side) is int for side in sides):
             raise ValueError(f"size_hw {str(sides)[:40]}")

@@ -8,7 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfd.quantize.topology import Target
+
 QMAX = 127
+SMALLEST_SCALE = 2.0**-20
+"""Sixteen steps of fp16's smallest number. A channel below 1.2e-4 everywhere loses digits that nobody misses."""
+
+
+def held(scale: Tensor, target: Target) -> Tensor:
+    """Return scales in float32 as a target's file holds them.
+
+    ONNX Runtime takes 1 for what is no normal number. The others have a smallest one; TensorRT's file, in fp16 beside
+    its integers, has numbers of fp16, rounded up, so that nothing falls outside of the range.
+    """
+    if target == "ort":
+        return torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
+    scale = scale.clamp_min(SMALLEST_SCALE)
+    if target == "openvino":
+        return scale
+    half = scale.clamp_max(torch.finfo(torch.float16).max).half()
+    up = (half.view(torch.int16) + 1).view(torch.float16).float()  # of a positive number the next; of the last, inf
+    half = half.float()
+    return torch.where((half < scale) & (up < torch.inf), up, half)
+
+
+def in_half(tensor: Tensor) -> Tensor:
+    """Return float32 values rounded to numbers of fp16; the gradient passes, and is not rounded."""
+    values = tensor.detach()
+    return tensor + (values.half().float() - values)
 
 
 @torch.library.custom_op("lfd::mark", mutates_args=())
@@ -43,14 +70,15 @@ class _Straight(torch.autograd.Function):
         return gradient, None
 
 
-def round_weights(weights: Tensor, axis: int | None) -> Tensor:
+def round_weights(weights: Tensor, axis: int | None, target: Target) -> Tensor:
     """Return a kernel on the grid of its int8 form: symmetric, its largest magnitude 127 steps, a scale a channel.
 
     Args:
         weights: The kernel.
         axis: Of its output channels; None for one scale.
+        target: Whose scales.
     """
-    values, scale = weights.float(), scale_of(weights, axis)
+    values, scale = weights.float(), scale_of(weights, axis, target)
     zero = torch.zeros(scale.shape, dtype=torch.int32, device=scale.device)
     if axis is None:
         rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero, -QMAX, QMAX)
@@ -72,11 +100,11 @@ def round_bias(bias: Tensor, step: Tensor) -> Tensor:
     return bias + (rounded - values).to(bias.dtype)
 
 
-def scale_of(weights: Tensor, axis: int | None) -> Tensor:
+def scale_of(weights: Tensor, axis: int | None, target: Target) -> Tensor:
     """Return the step of a kernel's int8 form, a channel each, (C,), or (1,); see `round_weights`."""
     dims = [dim for dim in range(weights.dim()) if dim != axis]
     scale = weights.detach().float().abs().amax(dims) / QMAX
-    return scale.clamp_min(torch.finfo(torch.float32).tiny).reshape(-1)
+    return held(scale, target).reshape(-1)
 
 
 def in_units(tensor: Tensor, units: Tensor | None, change: Callable[[Tensor], Tensor], inverse: bool = False) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lfd.errors import UsageError, require
 from lfd.quantize.flavours import Plan, plan
 from lfd.quantize.fold import fold
-from lfd.quantize.rounding import in_units, mark, round_bias, round_weights, scale_of
+from lfd.quantize.rounding import held, in_half, in_units, mark, round_bias, round_weights, scale_of
 from lfd.quantize.topology import TARGETS, Target
 from lfd.quantize.trace import Calls, tensors_of, trace
 from lfd.spec import Preprocess
@@ -64,6 +64,7 @@ class Int8(nn.Module):
         self._calls = Calls(self._visit)
         self._mode: Any = self._calls  # as a context, which torch leaves untyped
         self._inside = False
+        self._seen: set[str] = set()
 
     @property
     def target(self) -> Target:
@@ -86,14 +87,23 @@ class Int8(nn.Module):
     def grids(self) -> list[tuple[float, int]]:
         """Return scale and zero point of each of the plan's tensors."""
         found = (self._of(name) for name in self.plan.tensors)
-        return [(float(quantizer.scale), int(quantizer.zero_point)) for quantizer in found]
+        return [(float(held(quantizer.scale, self.target)), int(quantizer.zero_point)) for quantizer in found]
+
+    def sound(self) -> bool:
+        """Tell whether every range is one; those of a file from outside need not be."""
+        low, high = (0, 255) if self.target == "ort" else (0, 0)
+        return all(
+            bool(quantizer.scale > 0)
+            and low <= int(quantizer.zero_point) <= high
+            and bool(quantizer.activation_post_process.min_val <= quantizer.activation_post_process.max_val)
+            for quantizer in map(self._of, self.plan.tensors)
+        )
 
     def begin(self, *_: Any) -> None:
         """Before the network's pass."""
         if self.mode == "off":
             return
-        for name in self.plan.tensors:
-            self._of(name).enable_observer(self.observing and self.training)
+        self._seen.clear()
         self._calls.begin()
         self._mode.__enter__()
         self._inside = True
@@ -124,10 +134,13 @@ class Int8(nn.Module):
                 given[index] = in_units(given[index], units, partial(self._round, name=name))
             if simulates and call in self.plan.biases:
                 kernel = given[1] if units is None else given[1] / units
-                step = self._of(self.plan.biases[call]).scale * scale_of(kernel, weights[1])
+                step = self._of(self.plan.biases[call]).scale * scale_of(kernel, weights[1], self.target)
                 given[2] = round_bias(given[2], step)
+            if simulates and self.target == "trt" and weights and len(given) > 2:
+                given[2] = in_half(given[2])  # the file's bias is fp16
             for index, axis in weights.items() if simulates else ():
-                given[index] = in_units(given[index], units, partial(round_weights, axis=axis), inverse=True)
+                change = partial(round_weights, axis=axis, target=self.target)
+                given[index] = in_units(given[index], units, change, inverse=True)
             args, kwargs = _put((args, kwargs), iter(given))
         result = func(*args, **kwargs)
         outputs = self.plan.outputs.get(call)
@@ -142,8 +155,23 @@ class Int8(nn.Module):
         if self.mode == "mark":
             marked: Tensor = mark(tensor, self.plan.tensors.index(name))
             return marked
+        quantizer = self._of(name)
+        observer = quantizer.activation_post_process
         with torch.autocast(tensor.device.type, enabled=False):
-            rounded: Tensor = self._of(name)(tensor.float())
+            values = in_half(tensor.float()) if self.target == "trt" else tensor.float()
+            if self.observing and self.training and name not in self._seen:  # once a pass, however many read it
+                self._seen.add(name)
+                observer(values.detach())
+                scale, zero = quantizer.calculate_qparams()
+                quantizer.scale.copy_(scale)
+                quantizer.zero_point.copy_(zero)
+            rounded: Tensor = torch.fake_quantize_per_tensor_affine(
+                values,
+                held(quantizer.scale, self.target),
+                quantizer.zero_point,
+                observer.quant_min,
+                observer.quant_max,
+            )
         return rounded.to(tensor.dtype)
 
 
@@ -271,6 +299,6 @@ def target_in(state: Mapping[str, Tensor]) -> Target | None:
     flavour = state.get(f"{MODULE}.flavour")
     if flavour is None:
         return None
-    if flavour.numel() != 1 or not 0 <= int(flavour) < len(TARGETS):
+    if flavour.dtype != torch.int64 or flavour.numel() != 1 or not 0 <= int(flavour) < len(TARGETS):
         raise UsageError(f"trained in INT8 for a target that is not known here; expected {', '.join(TARGETS)}")
     return TARGETS[int(flavour)]

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lfd.profile import run_copy
 from lfd.quantize.topology import Topology
 
 PICTURE = "picture"
@@ -107,32 +107,25 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def trace(model: nn.Module, size_hw: tuple[int, int]) -> Topology[Call]:
-    """Return a network's operations, by a pass over zeros in evaluation.
+    """Return a network's operations, by a pass of a copy in evaluation, without values where it can do without.
 
     Args:
         model: The network; its forward returns a dictionary with `out`.
         size_hw: Input size.
+
+    Raises:
+        UsageError: The network fails on that size.
     """
-    parameter = next(model.parameters())
-    picture = torch.zeros(1, 3, *size_hw, device=parameter.device)
+    return run_copy(model, size_hw, _recorded)
+
+
+def _recorded(model: nn.Module, picture: Tensor) -> Topology[Call]:
     record = _Record(picture)
-    handles = [
-        handle
-        for path, module in model.named_modules()
-        for handle in (
-            module.register_forward_pre_hook(lambda *_, path=path: record.calls.path.append(path)),
-            module.register_forward_hook(lambda *_: record.calls.path.pop() and None, always_call=True),
-        )
-    ]
-    training = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad(), record.calls:
-            model.eval()(picture)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, was in training.items():
-            module.training = was
+    for path, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, path=path: record.calls.path.append(path))
+        module.register_forward_hook(lambda *_: record.calls.path.pop() and None)
+    with record.calls:
+        model(picture)
     return Topology(record.nodes, record.constants, record.floats.__contains__)
 
 

@@ -207,7 +207,7 @@ OFFERS = st.lists(
 @given(offers=OFFERS, most=st.integers(1, 8), kilobytes=st.sampled_from([0.2, 0.6, 1e6]))
 @settings(max_examples=60)
 def test_bounds_hold_under_any_sequence(offers: list[tuple[str, float, int, int]], most: int, kilobytes: float) -> None:
-    """And each source and slot keeps its best, the older of equals, unless only one of each is left."""
+    """And each source and slot keeps its best, unless only one of each is left."""
     bounds = Bounds(most, kilobytes / 1e3)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "c"
@@ -232,6 +232,15 @@ def test_bounds_hold_under_any_sequence(offers: list[tuple[str, float, int, int]
         again = Folder(path, bounds)
         assert again.kept == before, "continued as it was"
         again.close()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_equals_the_older_stays(tmp_path: Path, order: tuple[int, int]) -> None:
+    folder = Folder(tmp_path / "c", Bounds(1))
+    for number in order:
+        folder.add(kept(number, number * SLOT_S), BYTES)
+    assert [one.index for one in folder.kept] == [0]
+    folder.close()
 
 
 def test_a_long_run_is_covered_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +301,9 @@ def broken(**changes: object) -> str:
         broken(file="/etc/passwd"),
         broken(file="a.png"),
         broken(more=1),
+        broken(at_s=10**400),
+        broken(at_s=1e308),
+        broken(score=-(10**400)),
         broken(score="high"),
         broken(at_s=float("nan")),
         broken(at_s=-1.0),
@@ -539,9 +551,14 @@ def test_a_full_disk_is_a_warning(tiny_model: Path, make_film: Callable[..., Pat
     assert not (tmp_path / "c").exists()
 
 
-def test_no_password_is_kept(tiny_model: Path, tmp_path: Path) -> None:
-    result = lfd_run(tiny_model, "rtsp://admin:hunter2@127.0.0.1:9/live", "null://", "--collect", tmp_path / "c")
+def test_no_password_is_kept(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = (tiny_model, "rtsp://admin:hunter2@127.0.0.1:9/live", "null://", "--collect", tmp_path / "c")
+    result = lfd_run(*args)
     assert result.exit_code == 3 and "hunter2" not in result.output and not (tmp_path / "c").exists()
+    monkeypatch.setattr("deploy.opening.open_source", lambda text, loop: ListSource(40))
+    result = lfd_run(*args)
+    assert result.exit_code == 0 and "hunter2" not in result.output
+    assert {line["source"] for line in lines(tmp_path / "c")} == {"rtsp://***@127.0.0.1:9/live"}
 
 
 def test_an_interrupt_keeps_what_is_held(tiny_model: Path, tmp_path: Path) -> None:

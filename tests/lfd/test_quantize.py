@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lfd.init import model_of
 from lfd.models import create_model
 from lfd.quantize.flavours import plan
 from lfd.quantize.fold import FrozenBatchNorm2d, fold
-from lfd.quantize.rounding import round_weights
+from lfd.quantize.rounding import held, round_weights
 from lfd.quantize.student import as_int8, attach, find
 from lfd.quantize.topology import TARGETS
 from lfd.quantize.trace import PICTURE, trace
@@ -94,7 +95,7 @@ def test_every_kernel_is_rounded_and_logits_are_not(name: str, target: Any) -> N
         assert found.inputs == {found.first: {0: PICTURE}}, "the others are rounded where they are made"
     else:
         assert not found.outputs
-        assert not any(owner.endswith(":relu6:0") and owner == "" for owner in found.tensors)
+        assert all(0 in found.inputs[f"{path}:conv2d:0"] for path in convs)
 
 
 def test_what_passes_is_rounded_as_onnx_says() -> None:
@@ -105,13 +106,15 @@ def test_what_passes_is_rounded_as_onnx_says() -> None:
     model = network("lraspp_mobilenet_v3_small")
     for target, kind in (("ort", TensorProto.UINT8), ("trt", TensorProto.INT8)):
         int8 = attach(copy.deepcopy(model), target, Preprocess(HW))
-        quantizer = int8._of(int8.plan.tensors[3])
         int8.mode, int8.observing = "simulate", True
-        quantizer.enable_observer(True)
-        quantizer(torch.tensor([-0.7, 0.0, 1.93]))
-        quantizer.enable_observer(False)
+        int8._round(torch.tensor([-0.7, 0.0, 1.93]), int8.plan.tensors[3])
+        int8.observing = False
+        scale_found, zero_found = int8.grids()[3]
         steps = torch.linspace(-300, 300, 12_345)
-        values = steps[(steps - steps.floor() - 0.5).abs() > 1e-3] * float(quantizer.scale)
+        values = steps[(steps - steps.floor() - 0.5).abs() > 1e-3] * scale_found
+        values = values.half().float() if target == "trt" else values
+        steps = values / scale_found
+        values = values[(steps - steps.floor() - 0.5).abs() > 1e-3]
         nodes = [
             helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
             helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
@@ -119,9 +122,9 @@ def test_what_passes_is_rounded_as_onnx_says() -> None:
         inputs = [helper.make_tensor_value_info(n, t, None) for n, t in (("x", 1), ("s", 1), ("z", kind))]
         graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", 1, None)])
         reference = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
-        zero = np.array(int(quantizer.zero_point), helper.tensor_dtype_to_np_dtype(kind))
+        zero = np.array(zero_found, helper.tensor_dtype_to_np_dtype(kind))
         assert (int(zero) == 0) == (target == "trt")
-        scale = np.array(float(quantizer.scale), np.float32)
+        scale = np.array(scale_found, np.float32)
         (wanted,) = reference.run(None, {"x": values.numpy(), "s": scale, "z": zero})
         found = int8._round(values, int8.plan.tensors[3]).numpy()
         assert np.array_equal(found, wanted), "but for ties, where x / s and x (1 / s) differ by a rounding"
@@ -131,16 +134,39 @@ def test_what_passes_is_rounded_as_onnx_says() -> None:
 def test_a_kernel_is_on_127_steps_of_its_largest_weight(out: int, into: int, seed: int, axis: int | None) -> None:
     rng = np.random.default_rng(seed)
     weights = (rng.normal(size=(out, into, 3, 3)) * rng.choice([0, 1e-6, 1, 1e3], (out, into, 1, 1))).astype(np.float32)
-    found = round_weights(torch.from_numpy(weights), axis).numpy()
+    found = round_weights(torch.from_numpy(weights), axis, "ort").numpy()
     others = tuple(a for a in range(4) if a != axis)
     scale = np.abs(weights).max(others, keepdims=True) / np.float32(127)
-    steps = np.divide(weights, scale, out=np.zeros_like(weights), where=scale > 0)
-    assert np.abs(np.rint(steps)).max() <= 127
-    assert (
-        np.allclose(found, np.rint(steps) * scale, rtol=1e-6, atol=1.001 * float(scale.max()) * 1e-3)
-        or (np.abs(found - weights) <= 0.5001 * scale).all()
-    ), "at a tie either side is right"
-    assert (np.abs(found - weights) <= 0.5001 * scale).all()
+    grid = np.divide(found, scale, out=np.zeros_like(found), where=scale > 0)
+    assert np.abs(grid - np.rint(grid)).max() < 1e-3 and np.abs(grid).max() < 127.001
+    assert (np.abs(found - weights) <= 0.5001 * scale).all(), "at a tie either side is right"
+
+
+@given(st.floats(2.0**-30, 2.0**17, width=32))
+def test_scales_for_tensorrt_are_the_next_numbers_of_fp16(x: float) -> None:
+    big = max(np.float32(x), np.float32(2.0**-20))
+    half = np.float16(min(big, np.float32(65504)))
+    with np.errstate(over="ignore"):
+        up = np.nextafter(half, np.float16(np.inf))
+    wanted = up if half < big and np.isfinite(up) else half
+    assert float(held(torch.tensor([x], dtype=torch.float32), "trt")) == float(wanted)
+
+
+@pytest.mark.parametrize(("name", "target"), [("ddrnet23_slim", "ort"), ("deeplabv3_resnet18_os16", "trt")])
+def test_a_picture_counts_once_for_a_range(name: str, target: Any) -> None:
+    model = network(name)
+    int8 = attach(model, target, Preprocess(HW))
+    seen: dict[str, int] = dict.fromkeys(int8.plan.tensors, 0)
+
+    def count(tensor: str, *_: object) -> None:
+        seen[tensor] += 1
+
+    for tensor in int8.plan.tensors:
+        int8._of(tensor).activation_post_process.register_forward_hook(partial(count, tensor))
+    int8.observing = True
+    with torch.no_grad(), as_int8(model):
+        model(torch.randn(1, 3, *HW))
+    assert set(seen.values()) == {1}
 
 
 def test_gradients_pass_inside_the_range_and_stop_outside() -> None:

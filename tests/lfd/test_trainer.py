@@ -21,7 +21,7 @@ from lfd.config import Config
 from lfd.errors import CheckpointError, DataError, TrainingError, UsageError
 from lfd.files import locked
 from lfd.models import create_model
-from lfd.recipe import from_mapping
+from lfd.recipe import from_mapping, to_toml
 from lfd.trainer import train
 from lfd.weights import load_state, read_tensors
 from tests.conftest import make_folder
@@ -149,10 +149,11 @@ def test_a_stop_at_the_last_step_still_gets_its_validation(folder: Path, tmp_pat
 
 def test_a_log_that_cannot_be_written_is_one_error(folder: Path, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (900, limits[1]))
+    given = config(folder, 40, train={"eval_every": 40})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(to_toml(given)) + 50, limits[1]))
     try:
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl: the log cannot be written"):
-            train(config(folder, 40, train={"eval_every": 40}), tmp_path / "run", False, False, QUIET)
+            train(given, tmp_path / "run", False, False, QUIET)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

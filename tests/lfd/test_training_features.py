@@ -286,7 +286,7 @@ def test_a_resumed_run_keeps_its_pictures_and_teacher(folder: Path, tmp_path: Pa
     train(run("moved", tmp_path / "data"), out, True, False, QUIET)
     assert "moved" in (out / "config.toml").read_text()
     for other in (run("b"), run("a", make_folder(tmp_path / "other", {"train": 16, "val": 4}, seed=1))):
-        with pytest.raises(UsageError, match="other pictures, or another teacher"):
+        with pytest.raises(UsageError, match="other pictures, another teacher or another --init"):
             train(other, out, True, False, QUIET)
     with pytest.raises(CheckpointError, match="no such run or file; --teacher RUN"):
         train(run("gone"), out, True, False, QUIET)
