@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +59,7 @@ class OpenVinoSession:
         }
         self.spec = read_spec(metadata, path)
         self.batch = check_graph(path, self.spec, [_form(i) for i in model.inputs], [_form(o) for o in model.outputs])
-        core = openvino.Core()
+        core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UsageError("this processor has no bf16, and OpenVINO would take f32. Fix: take the backend openvino")
         settings = {
@@ -118,6 +119,17 @@ class OpenVinoSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@functools.cache
+def _core() -> Any:
+    """Return the process's one Core, which lives as long as the process does.
+
+    Where a processor has AMX, OpenVINO's CPU plugin gives the thread that first uses it another stack for signals,
+    and frees that stack with the last reference to Core and models. In another thread's hands, that left the first
+    thread, most often the main one, without a stack for signals: the next Ctrl-C ended the process by SIGSEGV.
+    """
+    return require("openvino", "openvino").Core()
 
 
 def _form(port: Any) -> Form:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx_bytes import field, onnx_with, says
 
-from deploy.backends.openvino import OpenVinoSession, _reason
+from deploy.backends.openvino import OpenVinoSession, _core, _reason
 from deploy.backends.ort import OrtSession
 from deploy.session import BACKENDS, INT8_TARGET_KEY, class_map, int8_target, open_session
 from lfd.errors import MissingDependencyError, ModelError, UsageError
@@ -104,11 +104,31 @@ needs_openvino = pytest.mark.skipif(
 
 @pytest.fixture(params=["openvino", "openvino-bf16"])
 def backend(request: pytest.FixtureRequest) -> str:
-    import openvino
-
-    if request.param == "openvino-bf16" and "BF16" not in openvino.Core().get_property("CPU", CAPABILITIES):
+    if request.param == "openvino-bf16" and "BF16" not in _core().get_property("CPU", CAPABILITIES):
         pytest.skip("this processor has no bf16")
     return str(request.param)
+
+
+SIGNAL_AFTER = """
+import os, signal, sys, threading
+from pathlib import Path
+from deploy.backends.openvino import OpenVinoSession
+held = [OpenVinoSession(Path(sys.argv[1]), threads=1)]
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda number, frame: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@needs_openvino
+def test_a_signal_after_a_session_went_in_another_thread(tiny_model: Path) -> None:
+    """With a Core of its own a session left the main thread without a signal stack, on processors that have AMX."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER, str(tiny_model)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 @needs_openvino
