@@ -224,7 +224,8 @@ def test_only_the_latest_segments_stay(tmp_path: Path, spec: ModelSpec) -> None:
     sink = make(f"{tmp_path}/out.avi?segment=1&keep=2", spec, live=True)
     for index in range(110):
         sink.write(frame(index, (48, 64)), classes(0, (48, 64)))
-        assert len(list(tmp_path.glob("out-*.avi"))) <= 3
+        # Those kept, somebody else's, and one that was finished a moment ago, in another thread.
+        assert len(list(tmp_path.glob("out-*.avi"))) <= 4
     sink.close(True)
     assert names(tmp_path) == ["out-00000.avi", "out-00004.avi", "out-00005.avi"]
 
