@@ -1,14 +1,15 @@
 """What a student gains by training with the rounding of its INT8 file, over being rounded afterwards.
 
-    python -m benchmarks.quantize --data camvid:PATH --teacher RUN --student RUN@TARGET ... --out DIR
+    python -m benchmarks.quantize --data camvid:PATH --teacher RUN --student RUN@TARGET ... --out DIR [--seeds 3]
 
 By the commands that a user types, for the runtime TARGET, `ort` or `openvino`: INT8 files calibrated; calibrated behind
 a gate so tight that layers stay in float; trained with the rounding, by labels alone and under the teacher. The control
 had as many steps under the teacher in float, and was calibrated afterwards: its gain is more training's, no rounding's.
 
 mIoU on the val split is the gate's; the same split chose each training's weights. mIoU on the test split and latencies,
-taken in turns, are lfd-bench's. What is finished is kept, so that an interrupted call goes on, and calls with a student
-each may share DIR; `--remeasure`, on an idle machine, times and scores the files again. The figures go to
+taken in turns, are lfd-bench's. Each training is done with so many seeds; the latency is that of the first, for the
+files differ in their numbers only. What is finished is kept, so that an interrupted call goes on, and calls with a
+student each may share DIR; `--remeasure`, on an idle machine, times and scores the files again. The figures go to
 benchmarks/results/quantize.json.
 """
 
@@ -19,6 +20,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import click
@@ -35,6 +37,8 @@ from lfd.recipe import from_mapping, read_recipe
 RESULTS = Path(__file__).parent / "results" / "quantize.json"
 RUNTIMES = ("ort", "openvino")
 WARMUP = 20
+LR = 3e-5
+"""A thirtieth of the recipe's: at 1e-4 a hundred steps in float, too, moved the students by a point up or down."""
 TIGHT = 0.1
 """Points of mIoU that the gated file may lose; by default a file may lose 1."""
 
@@ -87,30 +91,34 @@ class Student:
         return ["--size", data.size, *(word for each in sets for word in ("--set", each))]
 
 
-def training(name: str, student: Student, teacher: Path, data: str, steps: int) -> list[str]:
+def training(name: str, student: Student, teacher: Path, data: str, steps: int, seed: int) -> list[str]:
     """Return what is typed for a training behind `lfd-train`, without --out."""
     command, rounds = TRAININGS[name]
     words = [command, "--init", str(student.run), "--data", data, "--recipe", "cpu_small", *student.input()]
-    words += ["--steps", str(steps), "--set", "optimizer.lr=1e-4", "--set", f"optimizer.warmup={min(WARMUP, steps)}"]
-    words += ["--set", "train.eval_every=100"]
+    sets = (f"optimizer.lr={LR}", f"optimizer.warmup={min(WARMUP, steps)}", "train.eval_every=50")
+    words += ["--steps", str(steps), "--seed", str(seed), *(word for each in sets for word in ("--set", each))]
     words += ["--teacher", str(teacher), "--method", "lfd"] if command == "distill" else []
     return words + (["--quantize", "int8", "--quantize-target", student.target] if rounds else [])
 
 
 @dataclass(frozen=True)
 class Work:
-    """A student's steps, each skipped when it is done; `data` is NAME:PATH, `steps` are those of each training."""
+    """A student's steps, each skipped when it is done; `data` is NAME:PATH, `steps` are those of each training.
+
+    What no training made is the same for every seed, and made once.
+    """
 
     student: Student
     teacher: Path
     data: str
     out: Path
     steps: int
+    seed: int
     commands: Commands
 
     def path(self, row: str, suffix: str) -> Path:
         """Return where something of a row lies; what was trained for another number of steps lies elsewhere."""
-        trained = f"_{self.steps}" if row not in ("float", "plain", "gated") else ""
+        trained = f"_{self.steps}_{self.seed}" if row not in ("float", "plain", "gated") else ""
         return self.out / self.student.name / f"{row}{trained}{suffix}"
 
     def run(self, made: Path, *words: object) -> None:
@@ -135,7 +143,7 @@ class Work:
         """Train a run, or go on with it, and return where it is."""
         run = self.path(name, "")
         if steps_done(run) < self.steps:
-            words = training(name, self.student, self.teacher, self.data, self.steps)
+            words = training(name, self.student, self.teacher, self.data, self.steps, self.seed)
             given = [words[0], "--resume"] if (run / "resume.pt").is_file() else [*words, "--overwrite"]
             self.commands.run(f"{self.student.name} {name}", "lfd-train", *given, "--out", run)
         return run
@@ -164,38 +172,61 @@ class Work:
             told = ["--data", f"{self.data}@test", *how, "--out", report.parent, "--overwrite"]
             self.commands.run(f"{self.student.name} bench", "lfd-bench", *others, "--teacher", first, *told)
 
-    def record(self) -> dict[str, Any]:
-        """Return what was found, for the JSON file; nothing in it says where the files were."""
-        bench = read_report(self.path("bench", "") / "bench.json")
-        given = self.student, Path("runs/teacher"), f"{self.data.partition(':')[0]}:PATH", self.steps
-        typed = {n: shlex.join(["lfd-train", *training(n, *given), "--out", f"runs/{n}"]) for n in TRAININGS}
+    def bench(self) -> BenchmarkResult:
+        """Return lfd-bench's record."""
+        return read_report(self.path("bench", "") / "bench.json")
+
+    def score(self, row: str) -> dict[str, Any]:
+        """Return what a row's network is worth with this seed, in [0, 1]."""
+        scored_by = ROWS[row][1]
+        gate = json.loads(self.path(scored_by, ".json").read_text(encoding="utf-8"))
+        accuracy = next(m.accuracy for m in self.bench().models if m.name == self.path(row, ".onnx").name)
+        same = self.path(row, "_verify.json")
         return {
-            "student": self.student.run.name,
-            "target": self.student.target,
-            "trainings": {n: words.replace(str(self.student.run), "runs/student") for n, words in typed.items()},
-            "rows": {row: self._row(row, bench) for row in ROWS},
-            "environment": asdict(bench.environment),
-            "others_cores": max((look.others_cores or 0.0 for look in bench.conditions), default=None),
+            "val_miou": gate["steps"][-1]["miou"] if row == scored_by else gate["source_miou"],
+            "test_miou": accuracy.miou if accuracy else None,
+            "agreement": json.loads(same.read_text(encoding="utf-8"))["agreement"] if same.is_file() else None,
         }
 
-    def _row(self, row: str, bench: BenchmarkResult) -> dict[str, Any]:
-        meaning, scored_by = ROWS[row]
-        gate = json.loads(self.path(scored_by, ".json").read_text(encoding="utf-8"))
-        name = self.path(row, ".onnx").name
-        found = next(model for model in bench.models if model.name == name)
+
+def record(works: Sequence[Work]) -> dict[str, Any]:
+    """Return what was found for a student, a work a seed, for the JSON file; it does not say where the files were."""
+    first = works[0]
+    bench = first.bench()
+    given = first.student, Path("runs/teacher"), f"{first.data.partition(':')[0]}:PATH", first.steps, 0
+    typed = {n: shlex.join(["lfd-train", *training(n, *given), "--out", f"runs/{n}"]) for n in TRAININGS}
+    rows = {}
+    for row, (meaning, scored_by) in ROWS.items():
+        quantised = json.loads(first.path(scored_by, ".json").read_text(encoding="utf-8"))["quantised"]
+        name, rounded = first.path(row, ".onnx").name, row == scored_by
         against = next((s.versus for s in bench.students if s.result.name == name), None)
-        rounded, same = row == scored_by, self.path(row, "_verify.json")
-        return {
+        own = {work.path(row, ".onnx"): work for work in works}  # one, where no training made it
+        scores = [work.score(row) for work in own.values()]
+        rows[row] = {
             "what": meaning,
-            "layers": gate["quantised"]["layers"],
-            "in_int8": gate["quantised"]["in_int8"] if rounded else 0,
-            "kept_float": gate["quantised"]["kept_float"] if rounded else [],
-            "val_miou": gate["steps"][-1]["miou"] if rounded else gate["source_miou"],
-            "test_miou": found.accuracy.miou if found.accuracy else None,
-            "agreement": json.loads(same.read_text(encoding="utf-8"))["agreement"] if same.is_file() else None,
-            "p50_ms": found.single.model_alone.latency.p50_ms,
+            "layers": quantised["layers"],
+            "in_int8": quantised["in_int8"] if rounded else 0,
+            "kept_float": quantised["kept_float"] if rounded else [],
+            **{key: [score[key] for score in scores] for key in scores[0]},
+            "p50_ms": next(m for m in bench.models if m.name == name).single.model_alone.latency.p50_ms,
             "times_faster": asdict(against.faster_alone) if against else None,
         }
+    return {
+        "student": first.student.run.name,
+        "target": first.student.target,
+        "trainings": {n: words.replace(str(first.student.run), "runs/student") for n, words in typed.items()},
+        "rows": rows,
+        "environment": asdict(bench.environment),
+        "others_cores": max((look.others_cores or 0.0 for look in bench.conditions), default=None),
+    }
+
+
+def said(shares: Sequence[float | None]) -> str:
+    """Return the mean in per cent, with the standard deviation where there is one."""
+    known = [100 * share for share in shares if share is not None]
+    if not known:
+        return "-"
+    return f"{mean(known):.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "")
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -203,12 +234,12 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     lines: list[tuple[str, ...]] = [HEADS, ("---",) * 3 + ("--:",) * 6]
     for record in records:
         for row in record["rows"].values():
-            shares = (row["val_miou"], row["test_miou"], row["agreement"])
+            shares = [said(row[key]) for key in ("val_miou", "test_miou", "agreement")]
             times = row["times_faster"]
             told = "~" if times and times["low"] <= 1 <= times["high"] else ""
             lines.append((
                 record["student"], record["target"], row["what"], f"{row['in_int8']} of {row['layers']}",
-                *("-" if share is None else f"{100 * share:.2f}" for share in shares),
+                *shares,
                 "-" if row["p50_ms"] is None else f"{row['p50_ms']:.2f}",
                 f"{told}{times['median']:.2f}" if times else "-",
             ))  # fmt: skip
@@ -221,27 +252,28 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 @click.option("--student", "students", multiple=True, required=True, metavar="RUN@TARGET", help="Trained in float.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of runs and files.")
 @click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Of each training.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Of each training.")
 @click.option("--threads", default=2, show_default=True, help="Threads for one inference that is timed.")
 @click.option("--seconds", default=10.0, show_default=True, help="Measuring time for each file.")
 @click.option("--remeasure", is_flag=True, help="Time the files again.")
 @click.option("--result", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 @guarded
 def main(
-    data: str, teacher: Path, students: tuple[str, ...], out: Path, steps: int, threads: int, seconds: float,
-    remeasure: bool, result: Path,
+    data: str, teacher: Path, students: tuple[str, ...], out: Path, steps: int, seeds: int, threads: int,
+    seconds: float, remeasure: bool, result: Path,
 ) -> None:  # fmt: skip
     """Train, export, score and time; write the JSON and print the table."""
     chosen = [Student.parse(text) for text in students]
     if len({student.name for student in chosen}) < len(chosen):
         raise UsageError("--student: two of one name and target; expected runs whose folders have different names")
     preload()
-    work = [Work(student, teacher, data, out, steps, Commands()) for student in chosen]
-    for each in work:
-        each.make()
-    for each in work:
-        each.measure(threads, seconds, remeasure)
-    records = [each.record() for each in work]
-    write_json(result, {"schema": 1, "steps": steps, "threads": threads, "students": records})
+    works = [[Work(student, teacher, data, out, steps, k, Commands()) for k in range(seeds)] for student in chosen]
+    for work in (work for each in works for work in each):
+        work.make()
+    for work in (work for each in works for work in each):
+        work.measure(threads, seconds, remeasure)
+    records = [record(each) for each in works]
+    write_json(result, {"schema": 2, "steps": steps, "threads": threads, "students": records})
     click.echo(f"\n{table(records)}")
 
 

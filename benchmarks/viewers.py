@@ -8,6 +8,8 @@ The film is run in a loop to a page. In each round every case has its turn, the 
 - hangs: a viewer that asks for the stream and never reads.
 - reads: one that reads all of it, in a process of its own, as a browser does.
 - 500 connections: so many at once that ask for the stream; 100 are served, the others refused, none reads.
+
+Rates are compared round by round; the interval of the median is the sign test's, as in lfd-bench.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ import click
 
 import deploy
 from deploy.environment import Environment
+from deploy.timing import Ratio
 from lfd.console import guarded
 from lfd.files import write_json
 
 REQUEST = b"GET /stream.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 SETTLE_S = 0.5
 MANY = 500
+MANY_NAME = f"{MANY} connections"
 READER = """
 import socket, sys
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as viewer:
@@ -99,9 +103,14 @@ class Counter:
 @click.option("--rounds", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.5), default=4.0, show_default=True, help="Of each turn.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="For one inference; 0: one a core.")
+@click.option(
+    "--viewers", type=click.Choice(["hangs", "reads", MANY_NAME]), multiple=True, help="Which; by default all."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON to write.")
 @guarded
-def main(model: Path, film: str, rounds: int, seconds: float, threads: int, out: Path | None) -> None:
+def main(
+    model: Path, film: str, rounds: int, seconds: float, threads: int, viewers: tuple[str, ...], out: Path | None
+) -> None:
     """Run FILM through MODEL to a page, and print the frame rate with viewers against that with none."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
@@ -111,8 +120,9 @@ def main(model: Path, film: str, rounds: int, seconds: float, threads: int, out:
         "none": lambda: hanging(port, 0),
         "hangs": lambda: hanging(port, 1),
         "reads": lambda: reading(port),
-        f"{MANY} connections": lambda: hanging(port, MANY),
+        MANY_NAME: lambda: hanging(port, MANY),
     }
+    cases = {name: case for name, case in cases.items() if not viewers or name in ("none", *viewers)}
     counter.rate(3.0)  # warms up
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for index in range(rounds):
@@ -124,13 +134,14 @@ def main(model: Path, film: str, rounds: int, seconds: float, threads: int, out:
     counter.stop()
     summary = {}
     for name, samples in found.items():
-        ratios = [with_[0] / without[0] for with_, without in zip(samples, found["none"], strict=True)]
+        without, with_ = ([[1 / fps] for fps, _ in taken] for taken in (found["none"], samples))
+        ratio = Ratio.paired(without, with_)
         summary[name] = {
             "fps": statistics.median(fps for fps, _ in samples),
             "cpu_ms": statistics.median(ms for _, ms in samples),
-            "of_none": statistics.median(ratios),
-            "of_none_low": min(ratios),
-            "of_none_high": max(ratios),
+            "of_none": ratio.median,
+            "of_none_low": ratio.low,
+            "of_none_high": ratio.high,
         }
         row = summary[name]
         click.echo(
@@ -139,7 +150,7 @@ def main(model: Path, film: str, rounds: int, seconds: float, threads: int, out:
         )
     if out is not None:
         record = {
-            "schema": 1,
+            "schema": 2,
             "model": model.name,
             "film": Path(film).name,
             "seconds": seconds,

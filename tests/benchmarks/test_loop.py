@@ -22,6 +22,7 @@ from benchmarks import loop
 loop.SIZE, loop.KEPT = "64x96", 16
 loop.TRAIN_FRAMES, loop.TEST_FRAMES, loop.DRIVE_FRAMES = 24, 6, 60
 loop.NEW_DRIVES, loop.OLD_DRIVES = range(201, 203), range(301, 303)
+loop.ARMS = {"collected and day": loop.ARMS["collected and day"]}
 loop.main(sys.argv[1:])
 """
 
@@ -72,8 +73,8 @@ def test_the_loop_is_closed_in_small_and_goes_on_where_it_was(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     record = json.loads(results.read_text(encoding="utf-8"))
     assert 0 < record["collected"] <= 16
-    for arm in loop.ARMS:
-        assert len(record["miou"][arm]["night"]) == len(record["miou"][arm]["day"]) == 1
+    (arm,) = record["miou"].keys() - {"teacher", "before"}
+    assert len(record["miou"][arm]["night"]) == len(record["miou"][arm]["day"]) == 1
     assert len(record["miou"]["before"]["drives"]) == len(loop.TEST_DRIVES)
     assert len(list((out / "even").iterdir())) == record["collected"] // 2 * 2
     results.unlink()

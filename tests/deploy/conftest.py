@@ -5,6 +5,7 @@ With LFD_BLOCK_TORCH=1 every import of what an edge device does not have fails; 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from lfd.spec import Labels, ModelSpec, Preprocess
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 blocker.install()
+
+SLOW = ("faults_http", "faults_rtsp", "run_signals", "bench_signals", "web_browser", "web_load", "web_security")
+"""Minutes of servers, signals and waiting that are the same without torch, and import nothing that others do not."""
+collect_ignore = [f"test_{name}.py" for name in SLOW if os.environ.get("LFD_BLOCK_TORCH")]
 
 LABELS = Labels(("blue", "green", "red"), ((0, 0, 255), (0, 255, 0), (255, 0, 0)))
 

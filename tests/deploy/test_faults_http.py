@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import threading
@@ -27,9 +26,6 @@ from servers import (
 from deploy.frames import Cause, State
 from deploy.sources import StreamError, open_source
 from lfd.errors import SourceError, UsageError
-
-if os.environ.get("LFD_BLOCK_TORCH"):
-    pytest.skip("faults are the same without torch", allow_module_level=True)
 
 FAST = "#open_timeout=1&read_timeout=0.5"
 

@@ -31,9 +31,6 @@ from deploy.sources import StreamError, open_source
 
 PYTHON = "/usr/bin/python3"
 PROGRAM = str(Path(__file__).with_name("rtsp_server.py"))
-if os.environ.get("LFD_BLOCK_TORCH"):
-    pytest.skip("faults are the same without torch", allow_module_level=True)
-
 FAST = "#open_timeout=5&read_timeout=1"
 
 
