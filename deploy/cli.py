@@ -195,7 +195,8 @@ def _check(streams: Sequence[tuple[str, tuple[str, ...]]], opts: Options) -> Non
     if opts.collect is not None:
         from deploy.collect import check_folder  # noqa: PLC0415
 
-        check_folder(opts.collect, sources, sinks, opts.overwrite)
+        written = [path for path in (opts.json_path, opts.stats) if path is not None]
+        check_folder(opts.collect, sources, sinks, opts.overwrite, written)
     elif opts.collect_max is not None or opts.collect_mb is not None:
         raise UsageError(
             "--collect-max and --collect-mb bound a folder, and none is given. Fix: --collect DIR with them"

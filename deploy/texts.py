@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from lfd.errors import UsageError
 
@@ -56,9 +57,12 @@ def check_name(text: str) -> None:
     """Refuse a text that is no UTF-8: OpenCV and the runtimes end the process on it, or say something else.
 
     Raises:
-        UsageError: It has such bytes.
+        UsageError: It has such bytes, or is in the home of a user that does not exist.
     """
     try:
         text.encode()
+        Path(text).expanduser()
     except UnicodeEncodeError as error:
         raise UsageError(f"{redact(text)!a}: is no UTF-8, expected of every name. Fix: rename it") from error
+    except RuntimeError as error:
+        raise UsageError(f"{redact(text)!r}: there is no such user. Fix: ./~NAME for a name that begins so") from error

@@ -41,7 +41,7 @@ class Collected:
         kept: Frames in it.
         total_bytes: Of their pictures.
         missed: Frames that were to be kept while the disk was behind.
-        failure: Why collecting ended before the run did; None otherwise.
+        failure: Why collecting ended before the run did, or did nothing; None otherwise.
     """
 
     folder: str
@@ -206,6 +206,9 @@ class Collector:
         self._thread.join(PATIENCE_S)
         if self._thread.is_alive():
             self.failure = self.failure or f"{self._folder.path}: the disk does not answer; its last frames may be lost"
+        if self._folder.too_large and not self._folder.kept:
+            what = f"nothing is collected, as one picture takes {self._folder.too_large / 1e6:.2g} MB"
+            self.failure = self.failure or f"{self._folder.path}: {what}. Fix: allow more megabytes"
         self._folder.close()
         if self._error is not None:
             raise self._error

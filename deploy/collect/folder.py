@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
+import os
+import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from deploy.collect.record import Kept
@@ -54,7 +58,9 @@ class Bounds:
         return cls(cls.frames if frames is None else frames, cls.mb if mb is None else mb)
 
 
-def check_folder(folder: Path, sources: Sequence[str], sinks: Sequence[str], overwrite: bool) -> None:
+def check_folder(
+    folder: Path, sources: Sequence[str], sinks: Sequence[str], overwrite: bool, files: Sequence[Path] = ()
+) -> None:
     """Judge where frames are to be kept, before a model is loaded.
 
     A folder of earlier runs is continued. Another that holds something is refused, or with `overwrite` added to:
@@ -65,23 +71,31 @@ def check_folder(folder: Path, sources: Sequence[str], sinks: Sequence[str], ove
         sources: The sources' texts: a folder that is read from is refused.
         sinks: The sinks' texts: one that is written to by another is refused.
         overwrite: Whether other files may be beside the frames.
+        files: What else the run writes, likewise.
 
     Raises:
         UsageError: It cannot be taken.
     """
     check_name(str(folder))
-    here = folder.expanduser().resolve()
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)", str(folder)):
+        raise UsageError(f"--collect {folder}: is an address; expected a folder for pictures")
+    folder = folder.expanduser()
+    here = folder.resolve()
     if here.exists() and not here.is_dir():
         raise UsageError(f"--collect {folder}: is a file; expected a folder for pictures")
+    if folder.is_symlink() and not here.exists():  # to a disk that is not mounted, most likely
+        raise UsageError(f"--collect {folder}: is a link to {here}, which is not there; make it, or choose another")
     for text in sources:
         if kind_of(text) in ("film", "pictures"):
             path = Path(split_file(text)[0]).expanduser().resolve()
             if here == path or here in path.parents:
                 raise UsageError(f"--collect {folder}: the source {str(path)!r} is in it; choose another folder")
-    for text in sinks:
-        target = parse_sink(text).path
+            if glob.has_magic(str(path)) and not path.exists() and _looks_into(path.parts, here.parts):
+                raise UsageError(f"--collect {folder}: the source {text!r} reads there too; choose another folder")
+    written = {text: parse_sink(text).path for text in sinks} | {str(file): file for file in files}
+    for name, target in written.items():
         if target is not None and here in (target.resolve(), *target.resolve().parents):
-            raise UsageError(f"--collect {folder}: the sink {text!r} writes there too; choose another folder")
+            raise UsageError(f"--collect {folder}: {name!r} is written there too; choose another folder")
     if here.is_dir() and not overwrite and not (here / INDEX).exists():
         held = next((entry.name for entry in here.iterdir() if ".partial" not in entry.name), None)
         if held is not None:
@@ -91,12 +105,24 @@ def check_folder(folder: Path, sources: Sequence[str], sinks: Sequence[str], ove
     check_free(here / INDEX, overwrite=True)
 
 
+def _looks_into(pattern: Sequence[str], folder: Sequence[str]) -> bool:
+    """Tell whether a glob pattern finds files that lie in a folder; both as the parts of absolute paths."""
+    head, *rest = pattern
+    if head == "**":  # any number of folders, or files where it is the last
+        return (_looks_into(rest, folder) if rest else not folder) or (
+            bool(folder) and _looks_into(pattern, folder[1:])
+        )
+    if not folder or not rest:
+        return not folder and not rest
+    return fnmatchcase(folder[0], head) and _looks_into(rest, folder[1:])
+
+
 class Folder:
     """Frames of any number of sources, of each at most one a slot of time, within bounds.
 
-    All files are written aside, flushed and renamed, a picture before its line, and a line goes before its picture:
-    whenever the process is killed every line has its picture, and at worst two pictures have no line. They stay, as do
-    all files that were not made here. A lock keeps a second run out.
+    All files are written aside, flushed and renamed. A picture gets its name behind its line, and loses it before its
+    line goes: whenever the process is killed the pictures are within the bounds, and each has its line. A line that
+    has lost its picture goes with the next run. Files that were not made here stay. A lock keeps a second run out.
 
     Args:
         path: The folder; made if it is not there.
@@ -104,6 +130,7 @@ class Folder:
 
     Attributes:
         slot_s: Length of a slot.
+        too_large: Bytes of the last picture that alone is more than the bounds allow; 0 without one.
 
     Raises:
         UsageError: Another process is at work in it, or its index is not one of ours.
@@ -112,7 +139,7 @@ class Folder:
 
     def __init__(self, path: Path, bounds: Bounds) -> None:
         self.path, self._bounds = path, bounds
-        self.slot_s = SLOT_S
+        self.slot_s, self.too_large = SLOT_S, 0
         self._kept: dict[tuple[str, int], Kept] = {}
         self._lock = threading.Lock()
         self._made = not path.exists()
@@ -122,12 +149,15 @@ class Folder:
             clear_partial(path)
             read = self._read()
             for kept in read:
-                if (path / kept.file).is_file():  # who weeds out pictures need not mend the lines
-                    self._place(kept)
+                picture = path / kept.file
+                if picture.is_file():  # who weeds out pictures, or edits them, need not mend the lines
+                    self._place(replace(kept, bytes=picture.stat().st_size))
             self._shrink()
-            if self.kept != read:  # else a full disk, which ends the collecting only, would keep a run from starting
-                self._write()
-                self._remove(read)
+            for gone in self._gone(read):
+                gone.unlink(missing_ok=True)
+            if self.kept != read:
+                with suppress(OSError):  # a full disk is to end the collecting, not to keep a run from starting
+                    self._write()
             self._held = stack.pop_all()
 
     def _read(self) -> list[Kept]:
@@ -175,23 +205,25 @@ class Folder:
             OSError: The disk is full, or refuses; the folder is as it was.
         """
         if kept.bytes > 1e6 * self._bounds.mb:
+            self.too_large = kept.bytes
             return  # all others would give way to it, and then it would go too
-        before = [*self.kept, kept]
-        path = self.path / kept.file
-        with replacing(path) as aside:
-            aside.write_bytes(picture)
         with self._lock:
-            undo = self.slot_s, dict(self._kept)
+            before = self.slot_s, dict(self._kept)
             self._kept[kept.source, self.slot(kept.at_s)] = kept
             self._shrink()
+            stays = kept in self._kept.values()
         try:
-            self._write()
+            with ExitStack() as stack:
+                if stays:
+                    stack.enter_context(replacing(self.path / kept.file)).write_bytes(picture)
+                for gone in self._gone(before[1].values()):
+                    stack.enter_context(_removing(gone))
+                self._write()
         except OSError:
             with self._lock:
-                self.slot_s, self._kept = undo
-            path.unlink(missing_ok=True)
+                self.slot_s = before[0]
+                self._kept = {key: one for key, one in before[1].items() if (self.path / one.file).exists()}
             raise
-        self._remove(before)
 
     def _write(self) -> None:
         lines = [json.dumps(asdict(kept), allow_nan=False) + "\n" for kept in self.kept]
@@ -199,10 +231,9 @@ class Folder:
         if lines or path.exists():
             write_text(path, "".join(lines))
 
-    def _remove(self, had: Sequence[Kept]) -> None:
-        """Remove the pictures that have no line any more."""
-        for gone in {kept.file for kept in had} - {kept.file for kept in self.kept}:
-            (self.path / gone).unlink(missing_ok=True)
+    def _gone(self, had: Iterable[Kept]) -> list[Path]:
+        """Return the pictures that had a line and have none any more."""
+        return [self.path / name for name in {kept.file for kept in had} - {kept.file for kept in self.kept}]
 
     def _place(self, kept: Kept) -> None:
         """Put a frame into its slot where it is the better one; of equals the older."""
@@ -232,3 +263,18 @@ class Folder:
             with suppress(OSError):  # it holds something, which is to stay
                 self.path.rmdir()
         self._held.close()
+
+
+@contextmanager
+def _removing(path: Path) -> Iterator[None]:
+    """Take a file's name away, and the file when the block succeeds; aside it is called as by `replacing`."""
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    with suppress(FileNotFoundError):
+        path.replace(aside)
+    try:
+        yield
+    except BaseException:
+        with suppress(FileNotFoundError):
+            aside.replace(path)
+        raise
+    aside.unlink(missing_ok=True)

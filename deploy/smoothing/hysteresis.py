@@ -14,7 +14,7 @@ from lfd.preprocess import Image
 from lfd.spec import ModelSpec
 
 MOST = 255
-"""Results over which a pixel is held, at most: its count is a byte."""
+"""Steps over which a pixel is held, at most: its count is a byte."""
 SLACK_S = 1e-6
 """By which times may differ that are meant to be equal."""
 
@@ -26,11 +26,12 @@ class Hysteresis:
     wait until one other class has held for `time_s` leaves a pixel that wavers between two others with a third for
     ever, and on the built-in scene costs some 0.2 points of mIoU more for the same flicker.)
 
-    The state is a class and a byte a pixel: how many results ago the shown class was last given. Which number of
-    results makes `time_s` is found once a result, from their times. 0.1 ms for 480x360.
+    The state is a class and a byte a pixel: how many steps ago the shown class was last given. A step is a result, or
+    several where they are closer than `time_s` / MOST; then `time_s` is met to 1 %. Which number of steps makes it is
+    found once a result, from their times. 0.1 ms for 480x360.
 
     Args:
-        time_s: Seconds; over MOST results at most.
+        time_s: Seconds.
         spec: The model's.
     """
 
@@ -43,22 +44,24 @@ class Hysteresis:
     def smooth(self, found: NDArray[Any], at_s: float) -> Image:
         """Take in a result; see `deploy.smoothing.Smoother`."""
         classes = as_class_map(found, self._spec)
-        self._times.append(at_s)
+        step = not self._times or at_s - self._times[-1] >= self._time_s / MOST - SLACK_S
+        if step:
+            self._times.append(at_s)
         if self._shown is None or self._absent is None:
             self._shown, self._absent = classes.copy(), np.zeros_like(classes)
             return np.array(classes)
         other = cv2.compare(classes, self._shown, cv2.CMP_NE)
-        # OpenCV's sums of bytes stop at 255.
-        cv2.add(self._absent, 1, dst=self._absent)  # type: ignore[call-overload]
+        if step:  # OpenCV's sums of bytes stop at 255
+            cv2.add(self._absent, 1, dst=self._absent)  # type: ignore[call-overload]
         cv2.bitwise_and(self._absent, other, dst=self._absent)
-        if (results := self._results()) is not None:
-            due = cv2.compare(self._absent, results, cv2.CMP_GE)  # type: ignore[call-overload]
+        if (steps := self._steps()) is not None:
+            due = cv2.compare(self._absent, steps, cv2.CMP_GE)  # type: ignore[call-overload]
             cv2.copyTo(classes, due, self._shown)
             cv2.bitwise_and(self._absent, cv2.bitwise_not(due), dst=self._absent)
         return np.array(self._shown)
 
-    def _results(self) -> int | None:
-        """Return how many results ago `time_s` have passed; None when the first is younger."""
+    def _steps(self) -> int | None:
+        """Return how many steps ago `time_s` have passed; None when the first is younger."""
         now = self._times[-1]
         for ago in range(1, len(self._times)):
             if now - self._times[-1 - ago] >= self._time_s - SLACK_S:

@@ -60,7 +60,7 @@ class Smoothing:
 
     def __post_init__(self) -> None:
         if not 0 < self.time_s <= MOST_S:
-            raise UsageError(f"smoothing over {self.time_s} s; expected a time above 0, up to {MOST_S:g} s")
+            raise UsageError(f"smoothing over {self.time_s:g} s; expected a time above 0, up to {MOST_S:g} s")
         if self.kind is not None and self.kind not in SMOOTHERS:
             raise unknown("smoothing", self.kind, SMOOTHERS)
 
@@ -77,9 +77,10 @@ class Smoothing:
         if colon and kind not in SMOOTHERS:
             raise unknown("smoothing", kind, SMOOTHERS)
         try:
-            return cls(parse_duration(time), kind or None)
+            time_s = parse_duration(time)
         except UsageError as error:
             raise UsageError(f"smoothing {error}") from error
+        return cls(time_s, kind or None)
 
 
 def make_smoother(smoothing: Smoothing, spec: ModelSpec) -> Smoother:

@@ -53,7 +53,8 @@ class Numbers:
     """Counts what a sink is given, in a fixed amount of memory; asked from another thread.
 
     Args:
-        about: What is the same for the whole run: "model", "backend", "source" and more, for people.
+        about: What is the same for the whole run: "model", "backend", "source" and more, for people. Its "resolution"
+            is the source's at first, and then that of the frames.
         snapshot: Returns the run's own counters.
         clock: Unix time, seconds.
         monotonic_ns: The clock of `Frame.captured_ns`.
@@ -80,9 +81,11 @@ class Numbers:
         self._second, self._in_second = int(self._begin), array("d")
         self._counted = 0, 0
 
-    def frame(self, captured_ns: int) -> float:
-        """Count a frame; return the Unix time of its capture."""
+    def frame(self, captured_ns: int, resolution_wh: tuple[int, int] | None = None) -> float:
+        """Count a frame, of a resolution that may have changed; return the Unix time of its capture."""
         with self._lock:
+            if resolution_wh is not None:
+                self._about["resolution"] = resolution_wh
             now, now_ns = self._clock(), self._monotonic_ns()
             age_ns = now_ns - captured_ns
             self._turn(now)

@@ -86,7 +86,8 @@ class WebSink:
             SinkError: The server has failed.
         """
         self._server.check()
-        taken = self._numbers.frame(frame.captured_ns)
+        height, width = class_map.shape
+        taken = self._numbers.frame(frame.captured_ns, (width, height))
         if self._pace.admits(time.monotonic()):
             number = self._last.number + 1 if self._last else 1
             # A copy: who called may write into the map when this returns.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -245,8 +248,7 @@ def test_of_equals_the_older_stays(tmp_path: Path, order: tuple[int, int]) -> No
 
 def test_a_long_run_is_covered_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten hours, ten frames a second that do not stand out, room for 32: the first hour has not used it up."""
-    monkeypatch.setattr("deploy.collect.folder.write_text", lambda path, text: None)
-    monkeypatch.setattr(Folder, "_remove", lambda self, had: None)
+    monkeypatch.setattr(Folder, "_write", lambda self: None)
     folder = Folder(tmp_path / "c", Bounds(32))
     chance, written = np.random.default_rng(0), 0
     for number in range(36_000):
@@ -359,15 +361,62 @@ def test_where_frames_may_be_kept(tmp_path: Path) -> None:
         (mine, [str(mine)], [], "the source .* is in it"),
         (mine, [f"{mine}/*.png"], [], "the source .* is in it"),
         (tmp_path, [str(mine)], [], "the source .* is in it"),
-        (mine, [], [f"{mine}/"], "writes there too"),
-        (mine, [], [f"{mine}/masks/"], "writes there too"),
+        (mine, [], [f"{mine}/"], "is written there too"),
+        (mine, [], [f"{mine}/masks/"], "is written there too"),
         (mine / "cat.png" / "c", [], [], "a file, not a folder"),
     ):
         with pytest.raises(UsageError, match=match):
             check_folder(folder, sources, sinks, folder == mine and bool(sources or sinks))
+    with pytest.raises(UsageError, match=r"collect\.jsonl' is written there too"):
+        check_folder(mine, [], [], True, [tmp_path / "s.json", mine / INDEX])
     check_folder(mine, [], [], True)
     (mine / INDEX).write_text("")
     check_folder(mine, [], [], False)
+    (tmp_path / "link").symlink_to(mine)
+    check_folder(tmp_path / "link", [], [], False)
+    (tmp_path / "dangling").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UsageError, match=r"is a link to .*not mounted, which is not there"):
+        check_folder(tmp_path / "dangling", [], [], False)
+
+
+@pytest.mark.parametrize("text", ["http://127.0.0.1:8080", "null://", "street:", "rtsp://host/path"])
+def test_an_address_is_no_folder(text: str) -> None:
+    with pytest.raises(UsageError, match="is an address; expected a folder"):
+        check_folder(Path(text), [], [], False)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder"),
+    [
+        ("pics/**/*.png", "pics/kept"),
+        ("pics/**", "pics/kept"),
+        ("pics/**/f*.png", "pics/a/b/kept"),
+        ("pics/*/*.png", "pics/kept"),
+        ("pics/[ak]*/*", "pics/kept"),
+        ("**/*.png", "pics/a/kept"),
+        ("pics/**/kept/*.png", "pics/kept"),
+        ("pics/*.png", "pics/kept"),
+        ("pics/*/*.png", "pics/kept/frames"),
+        ("pics/*/*.png", "other"),
+        ("pics/**/a/*.png", "pics/kept"),
+        ("pics/a*/*.png", "pics/kept"),
+        ("pics/a/*.png", "pics/a/kept"),
+    ],
+)
+def test_a_pattern_that_would_find_what_is_collected(
+    pattern: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against what glob itself finds when a frame lies there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "f.png").touch()
+    found = {Path(name).resolve() for name in glob.glob(pattern, recursive=True)}  # noqa: PTH207 - as the source does
+    (tmp_path / folder / "f.png").unlink()
+    if tmp_path / folder / "f.png" in found:
+        with pytest.raises(UsageError, match="reads there too"):
+            check_folder(Path(folder), [pattern], [], False)
+    else:
+        check_folder(Path(folder), [pattern], [], False)
 
 
 WRITER = """
@@ -389,9 +438,9 @@ for n in range(start, 10**9):
 
 
 def test_a_killed_process_leaves_whole_files_only(tmp_path: Path) -> None:
-    """Killed at odd moments, it goes on where it was; every line has its picture, which can be read."""
-    path, orphans = tmp_path / "c", 0
-    for round_ in range(6):
+    """Killed at odd moments, it goes on where it was; every picture is whole and has its line, within the bounds."""
+    path = tmp_path / "c"
+    for round_ in range(8):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path)],
             stdout=subprocess.PIPE,
@@ -401,17 +450,92 @@ def test_a_killed_process_leaves_whole_files_only(tmp_path: Path) -> None:
         time.sleep(0.05 + 0.013 * round_)
         process.kill()
         process.communicate()
-        found = lines(path)
-        assert 0 < len(found) <= 5
-        for line in found:
-            image = cv2.imread(str(path / str(line["file"])))
-            assert image is not None and (image == int(str(line["index"])) % 256).all()
+        said = {str(line["file"]): int(str(line["index"])) for line in lines(path)}
         visible = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {INDEX}
-        orphans = len(visible - {line["file"] for line in found})
-        assert orphans <= 6 * 3
+        assert visible <= set(said) and len(visible) <= 5
+        for name in visible:
+            image = cv2.imread(str(path / name))
+            assert image is not None and (image == said[name] % 256).all()
     folder = Folder(path, Bounds(5))
     folder.close()
-    assert not [p.name for p in path.iterdir() if p.name.startswith(".")], "what was half written is cleared away"
+    assert {one.file for one in folder.kept} == pictures(path), "what was half written is cleared away"
+    assert 0 < len(lines(path)) == len(folder.kept) <= 5
+
+
+STEPS = ["write_bytes", "write_text", "replace", "unlink"]
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_wherever_it_is_killed_the_bounds_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """A frame that takes the place of others, with the process gone before each of its steps on the disk in turn."""
+
+    class Killed(BaseException):
+        pass
+
+    path = tmp_path / "c"
+    folder = Folder(path, Bounds(4))
+    for number in range(4):
+        folder.add(kept(number, number * SLOT_S, score=number), BYTES)
+    left = [step]
+
+    def dying(name: str) -> Callable[..., object]:
+        real = getattr(Path, name)
+
+        def call(self: Path, *args: object, **kwargs: object) -> object:
+            if left[0] <= 0:  # dead: what is done by those that tidy up does not happen
+                raise Killed
+            left[0] -= 1
+            return real(self, *args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in STEPS:
+            patch.setattr(Path, name, dying(name))
+        with suppress(Killed):
+            folder.add(kept(4, 4 * SLOT_S, score=9.0), BYTES)
+    folder.close()
+    there = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {INDEX}
+    assert len(there) <= 4 and there <= {str(line["file"]) for line in lines(path)}
+    again = Folder(path, Bounds(4))
+    assert {one.file for one in again.kept} == there == pictures(path) and len(there) >= 2
+    again.close()
+
+
+def test_a_disk_that_refuses_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c"
+    folder = Folder(path, Bounds(4))
+    for number in range(4):
+        folder.add(kept(number, number * SLOT_S), BYTES)
+    before, index = folder.kept, (path / INDEX).read_bytes()
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deploy.collect.folder.write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            folder.add(kept(4, 4 * SLOT_S), BYTES)
+        assert folder.kept == before and folder.slot_s == SLOT_S
+        assert pictures(path) == {one.file for one in before} and (path / INDEX).read_bytes() == index
+        folder.close()
+        (path / before[3].file).unlink()
+        fewer = Folder(path, Bounds(2))  # a run starts all the same, within its bounds
+        assert pictures(path) == {one.file for one in fewer.kept} and 1 <= len(fewer.kept) <= 2
+        fewer.close()
+
+
+def test_bytes_are_those_of_the_files(tmp_path: Path) -> None:
+    """Of an index that was edited, and of pictures that were."""
+    folder = Folder(tmp_path, Bounds())
+    for number in range(4):
+        folder.add(kept(number, number * SLOT_S), BYTES)
+    folder.close()
+    (tmp_path / folder.kept[3].file).write_bytes(b"p" * 1000)
+    bounded = Folder(tmp_path, Bounds(mb=0.0005))
+    assert sum((tmp_path / name).stat().st_size for name in pictures(tmp_path)) <= 500
+    assert all(one.bytes == (tmp_path / one.file).stat().st_size for one in bounded.kept) and bounded.kept
+    bounded.close()
 
 
 # In a run
@@ -536,6 +660,8 @@ def test_on_the_command_line(tiny_model: Path, make_film: Callable[..., Path], t
         (("--collect-max", 0), "at most 0 frames"),
         (("--collect-mb", "nan"), "at most nan megabytes"),
         (("--collect", tmp_path), "is in it"),
+        (("--json", path / "collect.jsonl", "--overwrite"), "is written there too"),
+        (("--collect", "~nobody-of-this-name/c"), "there is no such user"),
     ):
         found = lfd_run(*args, *bad)
         assert found.exit_code == 2 and match in found.stderr and found.stderr.count("\n") == 1, found.output
@@ -548,6 +674,15 @@ def test_a_full_disk_is_a_warning(tiny_model: Path, make_film: Callable[..., Pat
     with files_up_to(300):
         result = lfd_run(tiny_model, film, "null://", "--collect", tmp_path / "c", "--quiet")
     assert result.exit_code == 0 and result.stderr.startswith("warning: ") and result.stderr.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
+def test_bounds_below_one_picture_are_a_warning(
+    tiny_model: Path, make_film: Callable[..., Path], tmp_path: Path
+) -> None:
+    film = make_film(frames=30, size_hw=(240, 320))
+    result = lfd_run(tiny_model, film, "null://", "--collect", tmp_path / "c", "--collect-mb", 0.0005, "--quiet")
+    assert result.exit_code == 0 and "nothing is collected, as one picture takes" in result.stderr
     assert not (tmp_path / "c").exists()
 
 

@@ -220,12 +220,11 @@ def test_the_healthcheck_of_the_image_tells_a_run_from_none(tiny_model: Path, tm
     rest = last("HEALTHCHECK")
     python, *words = json.loads(rest[rest.index("CMD") + len("CMD") :])
     assert python == "python3" and "8080" in words[-1]
-    words[-1] = words[-1].replace("8080", str(port))
 
     def check(**env: str) -> int:
-        done = subprocess.run(
-            [sys.executable, *words], env=os.environ | env, capture_output=True, timeout=30, check=False
-        )
+        """Of several containers on a host's network each has a page of its own."""
+        env = os.environ | {"PORT": str(port)} | env
+        done = subprocess.run([sys.executable, *words], env=env, capture_output=True, timeout=30, check=False)
         return done.returncode
 
     assert check() == 1, "nothing listens"
@@ -235,6 +234,12 @@ def test_the_healthcheck_of_the_image_tells_a_run_from_none(tiny_model: Path, tm
         until(port, token, 200)
         assert check(TOKEN=token) == 0
         assert check() == 1, "without the token"
+
+
+def test_the_container_is_there_after_a_restart_of_the_machine() -> None:
+    """Docker's documentation: on-failure does not start a container with the daemon; a count gives up on a camera."""
+    policies = re.findall(r"--restart (\S+)", (SERVICE / "Dockerfile").read_text(encoding="utf-8"))
+    assert policies == ["unless-stopped"]
 
 
 def test_the_image_is_pinned_small_and_not_root() -> None:
@@ -259,6 +264,8 @@ def test_the_image_has_all_that_a_wheel_is_made_of_and_no_torch() -> None:
     assert all((ROOT / word).exists() for word in copied)
     allowed = (SERVICE / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert allowed[0] == "*" and {f"!{word}" for word in copied} == {line for line in allowed if line.startswith("!")}
+    # The last line that fits decides: a front.env beside its pattern has passwords.
+    assert allowed.index(SERVICE.relative_to(ROOT).as_posix()) > allowed.index("!deploy")
     extras = dict(rest.split("=", 1) for name, rest in instructions() if name == "ARG")["EXTRAS"].split(",")
     needed = [word for extra in extras for word in project["project"]["optional-dependencies"][extra]]
     assert needed and not [word for word in needed if re.match(r"torch|onnx\b|lfd-toolkit", word)]

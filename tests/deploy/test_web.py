@@ -131,6 +131,14 @@ def test_numbers_for_programs() -> None:
         assert found.json("/stats.json")["reconnects"] == 1
 
 
+def test_a_camera_that_came_back_with_another_size() -> None:
+    with page() as found:
+        assert found.json("/stats.json")["resolution"] == [160, 90], "as the source says"
+        found.size_hw = (40, 60)
+        found.write()
+        assert found.json("/stats.json")["resolution"] == [60, 40]
+
+
 def test_prometheus_reads_the_metrics() -> None:
     parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
     with page() as found:
