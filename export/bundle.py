@@ -185,7 +185,8 @@ class _Bundle:
             return found
         table = markdown(found)
         try:
-            write_texts({wanted.out / REPORT: to_json(found.to_dict()), wanted.out / TABLE: table})
+            # The last one gets its name first: should a second Ctrl-C come in between, the record is there.
+            write_texts({wanted.out / TABLE: table, wanted.out / REPORT: to_json(found.to_dict())})
         except OSError:  # a full disk: what was found out in an hour is not lost with it
             self._say(table)
             raise

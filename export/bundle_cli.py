@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from export.cli_inputs import data_of, need
+from export.cli_inputs import check_drop, data_of, need
 from lfd.console import Command, guarded, parse_size
 from lfd.errors import DataError, ExportError, UsageError
 
@@ -54,14 +54,9 @@ def all_command(
     made, or there is none; 130 interrupted, with the files that were finished kept.
     """
     need()
-    from export.bundle import make_all  # noqa: PLC0415
-    from export.bundle_maker import Wanted  # noqa: PLC0415
     from export.bundle_shelf import check_folder  # noqa: PLC0415
-    from export.bundle_source import open_original  # noqa: PLC0415
-    from export.bundle_table import markdown  # noqa: PLC0415
     from export.calibration import MINIMUM, default_calibration, gate_data, open_frames  # noqa: PLC0415
-    from export.gate import check_drop  # noqa: PLC0415
-    from export.to_onnx import parse_batch  # noqa: PLC0415
+    from export.runnable import parse_batch  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
 
     check_drop(max_miou_drop)
@@ -70,17 +65,25 @@ def all_command(
     check_folder(out, source, overwrite)
     size_hw, batches = parse_size(size) if size else None, parse_batch(batch)
     labelled = data_of(source, data)
-    calib = calib or default_calibration(labelled)
-    text = gate_data(calib, labelled)
+    frames_of = calib or default_calibration(labelled)
+    text = gate_data(frames_of, labelled)
     evaluation = open_dataset(text, "val")
-    click.echo(f"{source.name}: scoring on {text.partition(':')[0]}", err=True)
-    original = open_original(source, evaluation, size_hw, batches, pictures, threads)
+    from export.bundle import make_all  # noqa: PLC0415 - seconds of imports, after what is quickly said
+    from export.bundle_maker import Wanted  # noqa: PLC0415
+    from export.bundle_source import load_original  # noqa: PLC0415
+    from export.bundle_table import markdown  # noqa: PLC0415
+
+    loaded = load_original(source, evaluation, size_hw, batches, threads)
     chosen: Any
-    try:
-        chosen = open_frames(calib, original.reference.spec, frames)
+    try:  # before the scoring: of a film that cannot be decoded nobody wants to hear after it
+        chosen = open_frames(frames_of, loaded.spec, frames)
     except DataError as error:
+        if calib:  # asked for; by default, a small set is no reason to make nothing
+            raise
         click.echo(f"there will be no int8: {error}", err=True)
         chosen = error
+    click.echo(f"{loaded.name}: scoring on {text.partition(':')[0]}", err=True)
+    original = loaded.scored(evaluation, pictures)
     wanted = Wanted(out, text, max_miou_drop, method, pictures, threads, overwrite)
     report = make_all(original, evaluation, chosen, wanted, lambda line: click.echo(line, err=True))
     click.echo(markdown(report), nl=False)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from deploy.artifact import engine_info_path, sha256
 from export.bundle_report import File
 from lfd.errors import UsageError
+from lfd.files import check_free, locked
 
 REPORT = "report.json"
 TABLE = "report.md"
@@ -20,6 +21,8 @@ INT8: dict[str, Literal["ort", "openvino", "trt"]] = {"int8_ort": "ort", "int8_o
 """An int8 file to its target."""
 ENGINES = {"engine_fp32": "fp32", "engine_fp16": "fp16", "engine_int8": "int8_trt"}
 """An engine to the file that it is built from."""
+ASIDE = re.compile(r"\..+\.\d{1,9}\.partial(\.[^.]+)?")
+"""Names of what is not finished: a shelf's staging folder, and files of `lfd.files.replacing`."""
 ABSOLUTE = re.compile(r"(?<![^\s:'\"(])/(?:[^\s/:'\"]+/)+")
 """The folders of an absolute path in a text."""
 
@@ -28,22 +31,26 @@ def check_folder(out: Path, source: Path, overwrite: bool) -> None:
     """Refuse a folder that must not be written to, before any work is done; see `check_empty`.
 
     Raises:
-        UsageError: It is the one that an .onnx source lies in, is a file, or holds something that may not be replaced.
+        UsageError: It is the one that an .onnx source lies in, is no folder or not writable, another process is at work
+            in it, or it holds something that may not be replaced.
     """
     if source.suffix == ".onnx" and source.resolve().parent == out.resolve():
         raise UsageError(f"{source} lies in {out} itself, where it could be replaced; choose another folder")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; choose a folder")
-    check_empty(out, overwrite)
+    if os.path.lexists(out) and not out.is_dir():
+        raise UsageError(f"{out} is {'a file' if out.exists() else 'a link to nothing'}; choose a folder")
+    check_free(out / REPORT, overwrite=True)
+    if out.is_dir():
+        with locked(out):
+            check_empty(out, overwrite)
 
 
 def check_empty(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something, unless that may be replaced.
+    """Refuse a folder that holds something, unless that may be replaced; what a killed run left aside is nothing.
 
     Raises:
         UsageError: It is so.
     """
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if out.is_dir() and not overwrite and not all(ASIDE.fullmatch(path.name) for path in out.iterdir()):
         raise UsageError(f"{out} is not empty; choose a new folder, or replace its files with --overwrite")
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from deploy.bench.pictures import hash_pixels, spread
 from deploy.frames import Frame
 from deploy.sources import kind_of, open_source, redact
+from deploy.sources.address import split_options
 from lfd.data import DATASETS, UNLABELLED, open_dataset, parse_data
 from lfd.data.frames import FrameSet
 from lfd.errors import DataError, LfdError, SourceError, UsageError
@@ -103,7 +104,8 @@ def open_frames(text: str, spec: ModelSpec, limit: int = LIMIT, minimum: int = M
             check.add(frame)
         check.finish()
     except SourceError as error:
-        raise DataError(f"calibration frames: {error}") from error
+        said = str(error).partition(", or take what is there with --max-frames")[0]  # an option of lfd-run
+        raise DataError(f"calibration frames: {said}") from error
     return Frames(source, split, check.count, check.digest.hexdigest(), fitted)
 
 
@@ -121,6 +123,8 @@ def gate_data(calibration: str, data: str | None) -> str:
     if data is None and used is not None:
         data = f"{used.name}:{used.path}@val"
     name, path, split = parse_data(data or "")
+    if name in UNLABELLED:
+        raise UsageError(f"--data {data} has no labels for the accuracy gate; give a labelled set, NAME:PATH")
     same = used is not None and (name, _place(path), split or "val") == (
         used.name, _place(used.path), used.split or "train",
     )  # fmt: skip
@@ -167,9 +171,11 @@ def _streamed(dataset: FrameSet, wanted: Collection[int]) -> Iterator[Image]:
 
 def _plain(text: str, limit: int) -> Reader:
     kind = kind_of(text)
-    live = f"calibration frames {redact(text)!r}: are live and never the same twice; record a film first"
+    live = f"calibration frames {redact(text)!r} are live and never the same twice; record a film first"
     if kind in ("camera", "csi", "rtsp"):
         raise UsageError(live)
+    if split_options(kind, text)[1].loop:
+        raise UsageError(f"calibration frames {redact(text)!r} have no end; leave #loop=true away")
 
     def all_frames() -> Iterator[Frame]:
         source = open_source(text)

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from export.bundle_cli import all_command
-from export.cli_inputs import data_of, need
-from lfd.console import Group, guarded, parse_size
+from export.cli_inputs import check_apart, check_out, data_of, interruptible, need
+from export.int8_cli import int8_command
+from lfd.console import Group, parse_size
 from lfd.errors import ExportError, UsageError, require
 from lfd.files import check_free
 
@@ -31,7 +32,7 @@ def main() -> None:
 @click.option("--data", metavar="NAME:PATH", help="Pictures for the parity check; the run's own by default.")
 @click.option("--pictures", default=PARITY_PICTURES, show_default=True, help="Pictures for the parity check.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-@guarded
+@interruptible
 def onnx_command(
     run: Path, out: Path, size: str | None, output: Any, batch: str, data: str | None, pictures: int, overwrite: bool
 ) -> None:
@@ -43,19 +44,17 @@ def onnx_command(
     """
     need()
     from export.parity import compare  # noqa: PLC0415
-    from export.runnable import open_file  # noqa: PLC0415
-    from export.to_onnx import parse_batch, to_onnx  # noqa: PLC0415
+    from export.runnable import open_file, parse_batch  # noqa: PLC0415
+    from export.to_onnx import to_onnx  # noqa: PLC0415
     from export.verify import of_model  # noqa: PLC0415
     from lfd.checkpoint import load_model  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
     from lfd.evaluate import check_labels  # noqa: PLC0415
     from lfd.files import replacing  # noqa: PLC0415
 
-    if out.suffix != ".onnx":
-        raise UsageError(f"{out}: expected a name that ends in .onnx")
+    check_out(out, overwrite)
     if pictures < 1:
         raise UsageError(f"--pictures {pictures}; expected at least 1")
-    check_free(out, overwrite)
     size_hw, frames = parse_size(size) if size else None, parse_batch(batch)
     model, spec = load_model(run)
     dataset = open_dataset(data_of(run, data), "val", spec.labels)
@@ -83,7 +82,7 @@ def onnx_command(
 @click.option("--worst", type=click.IntRange(1, 1000), default=8, show_default=True, help="Frames to name or to draw.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="New folder for pictures of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record as JSON.")
-@guarded
+@interruptible
 def verify(
     a: Path,
     b: Path,
@@ -146,108 +145,19 @@ def verify(
 @click.option("--pictures", default=PARITY_PICTURES, show_default=True, help="Pictures for the parity check.")
 @click.option("--min-agreement", default=0.995, show_default=True, help="Smallest share of equal pixels that passes.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-@guarded
+@interruptible
 def fp16_command(source: Path, out: Path, data: str, pictures: int, min_agreement: float, overwrite: bool) -> None:
     """Write SOURCE, an fp32 .onnx of lfd-export, in fp16; checked against it on real frames."""
     need()
     from export.fp16 import checked_fp16  # noqa: PLC0415
     from lfd.data import open_dataset  # noqa: PLC0415
 
-    if out.suffix != ".onnx":
-        raise UsageError(f"{out}: expected a name that ends in .onnx")
+    check_out(out, overwrite, source)
     if pictures < 1 or not 0 <= min_agreement <= 1:
         raise UsageError(f"--pictures {pictures} --min-agreement {min_agreement}; expected at least 1, and 0 to 1")
-    check_free(out, overwrite)
     kept, parity = checked_fp16(source, out, open_dataset(data, "val"), pictures, min_agreement)
     click.echo(f"{out}: fp16, {out.stat().st_size / 1e6:.1f} MB; in fp32: {', '.join(kept) or 'nothing'}")
     click.echo(f"parity   {parity}")
-
-
-@main.command("int8")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
-@click.option("--calib", metavar="D", help="Frames for the ranges: NAME:PATH[@SPLIT] (train), a folder, or a film.")
-@click.option("--target", type=click.Choice(["trt", "ort", "openvino"]), required=True, help="Who is to run it.")
-@click.option(
-    "--method", type=click.Choice(["minmax", "percentile", "entropy"]), help="Of the ranges.  [default: percentile]"
-)
-@click.option("--frames", type=int, help="At most so many frames for the ranges.  [default: 500]")
-@click.option(
-    "--data", metavar="NAME:PATH", help="Labelled set of the accuracy gate; that of --calib by default, its val."
-)
-@click.option("--pictures", type=int, help="Score at most so many of its pictures.")
-@click.option("--max-miou-drop", default=1.0, show_default=True, help="Points of mIoU that it may lose.")
-@click.option("--speed/--no-speed", default=True, show_default=True, help="It must be faster than SOURCE.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON.")
-@click.option("--overwrite", is_flag=True, help="Replace the files.")
-@guarded
-def int8_command(
-    source: Path,
-    out: Path,
-    calib: str | None,
-    target: Any,
-    method: Any,
-    frames: int | None,
-    data: str | None,
-    pictures: int | None,
-    max_miou_drop: float,
-    speed: bool,
-    report: Path | None,
-    overwrite: bool,
-) -> None:
-    """Write SOURCE, an fp32 .onnx of lfd-export, in INT8 for one target, when it is accurate and fast enough.
-
-    A network of `lfd-train ... --quantize int8` brings its ranges: leave --calib away, and give --data for the gate.
-    """
-    need()
-    from export.calibration import LIMIT, default_calibration, gate_data, open_frames  # noqa: PLC0415
-    from export.fp16 import load_source  # noqa: PLC0415
-    from export.gate import check_drop, gated, gated_int8  # noqa: PLC0415
-    from export.int8 import trained_for, with_trained_ranges  # noqa: PLC0415
-    from export.int8_rank import RANK_FRAMES, rank_layers  # noqa: PLC0415
-    from export.int8_runner import DeployRunner  # noqa: PLC0415
-    from lfd.data import open_dataset  # noqa: PLC0415
-    from lfd.files import write_json  # noqa: PLC0415
-
-    if out.suffix != ".onnx":
-        raise UsageError(f"{out}: expected a name that ends in .onnx")
-    if pictures is not None and pictures < 1:
-        raise UsageError(f"--pictures {pictures}; expected at least 1")
-    if report == out:
-        raise UsageError(f"--report {report} is the model's own name; choose another")
-    for path in [out, *([report] if report else [])]:
-        check_free(path, overwrite)
-    _, spec = load_source(source)
-    check_drop(max_miou_drop)
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
-    if calib is None:
-        if method is not None or frames is not None:
-            raise UsageError("--method and --frames have no effect without --calib")
-        calibrated = with_trained_ranges(source, target)
-        if data is None:
-            raise UsageError("give --data NAME:PATH, labelled pictures for the accuracy gate")
-        runner = DeployRunner(source, open_dataset(data, "val"), target, pictures)
-        found = gated(
-            calibrated, source, out, target, runner, max_miou_drop, speed, say,
-            lambda: rank_layers(calibrated, open_frames(default_calibration(data), spec).some(RANK_FRAMES)),
-        )  # fmt: skip
-    else:
-        if trained_for(source) == target:
-            raise UsageError(f"{source} brings the ranges of its training for {target}; leave --calib away")
-        evaluation = open_dataset(gate_data(calib, data), "val")
-        runner = DeployRunner(source, evaluation, target, pictures)
-        chosen = open_frames(calib, spec, LIMIT if frames is None else frames)
-        found = gated_int8(
-            source, out, chosen, target, method or "percentile", evaluation, max_miou_drop, speed, runner, say
-        )
-    click.echo(str(found))
-    if report:
-        write_json(report, found.to_dict())
-    if not found:
-        raise ExportError(f"{out} was not written: it is {found.speed_note}. Fix: ship {source}, or --no-speed")
 
 
 @main.command("trt")
@@ -269,7 +179,7 @@ def int8_command(
 )
 @click.option("--tf32", is_flag=True, help="Let fp32 convolutions multiply in TF32.")
 @click.option("--overwrite", is_flag=True, help="Replace the engine.")
-@guarded
+@interruptible
 def trt_command(onnx: Path, out: Path, batch: str | None, overwrite: bool, **options: Any) -> None:
     """Build a TensorRT engine from ONNX for this machine's GPU, and check that it has the precision asked for.
 
@@ -285,7 +195,10 @@ def trt_command(onnx: Path, out: Path, batch: str | None, overwrite: bool, **opt
 
     wanted = TrtOptions(batch=parse_batch(batch) if batch else None, **options)
     for path in (out, engine_info_path(out)):
+        check_apart(path, onnx)
         check_free(path, overwrite)
+    if wanted.timing_cache is not None:
+        check_apart(wanted.timing_cache, onnx)
     request = read_request(onnx)
     click.echo(trtexec_line(request, out, wanted))  # before the build: useful where TensorRT is not installed, too
     line = BuildLine()
@@ -297,6 +210,7 @@ def trt_command(onnx: Path, out: Path, batch: str | None, overwrite: bool, **opt
 
 
 main.add_command(all_command)
+main.add_command(int8_command)
 
 
 if __name__ == "__main__":

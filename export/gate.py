@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from export.calibration import Frames
+from export.cli_inputs import check_drop
 from export.errors import GateError
 from export.fp16 import load_source, save_checked
 from export.gate_report import GateReport, Step, points
@@ -19,7 +20,7 @@ from export.int8_ranges import Method
 from export.int8_rank import RANK_FRAMES, rank_layers
 from export.int8_runner import DeployRunner
 from lfd.data import Dataset
-from lfd.errors import DataError, UsageError
+from lfd.errors import DataError
 from lfd.files import replacing
 
 MAX_MIOU_DROP = 1.0
@@ -148,16 +149,6 @@ def gated(
     return found
 
 
-def check_drop(max_miou_drop: float) -> None:
-    """Refuse what is no number of points.
-
-    Raises:
-        UsageError: It is negative, or not finite.
-    """
-    if not (math.isfinite(max_miou_drop) and max_miou_drop >= 0):
-        raise UsageError(f"--max-miou-drop {max_miou_drop}; expected points of mIoU, a number from 0")
-
-
 def _check_miou(miou: float) -> None:
     if math.isnan(miou):
         raise DataError("the labelled set of the gate has no labelled pixel; mIoU cannot be compared")
@@ -172,7 +163,8 @@ def _speed(step: Step, target: Target, wanted: bool) -> tuple[bool | None, str]:
     ratio = step.source_ms / step.int8_ms
     if ratio > 1:
         return True, f"{ratio:.2f} times faster than its source"
-    return False, f"{1 / ratio:.2f} times SLOWER than its source"
+    slower = f"{1 / ratio:.2f}"
+    return False, f"{slower} times SLOWER than its source" if slower != "1.00" else "no faster than its source"
 
 
 class _Search:

@@ -14,7 +14,7 @@ from deploy.bench.pictures import hash_pixels, spread
 from export.runnable import Runnable
 from lfd.data import Dataset
 from lfd.data.base import Sample
-from lfd.errors import ModelError
+from lfd.errors import DataError, ModelError
 from lfd.evaluate import check_labels
 from lfd.metrics import ConfusionMatrix
 from lfd.preprocess import Image, fit_frame, restore_map
@@ -185,6 +185,9 @@ def remember(model: Runnable, dataset: Dataset, limit: int | None = None) -> Rem
         dataset: As they will be made on, and `limit` likewise.
         limit: See there.
 
+    Returns:
+        The model, which raises DataError for a frame that it has not seen: its picture was changed meanwhile.
+
     Raises:
         ModelError: The labels do not fit the model.
     """
@@ -201,7 +204,9 @@ def remember(model: Runnable, dataset: Dataset, limit: int | None = None) -> Rem
         score.update(sample.mask, restored(found, model, sample))
 
     def predict(frame: Image) -> Image:
-        packed = known[hashlib.sha256(frame.data).digest()]
+        packed = known.get(hashlib.sha256(frame.data).digest())
+        if packed is None:
+            raise DataError("a picture has changed since it was scored. Fix: run it again, on pictures that stay")
         return np.asarray(cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_UNCHANGED), np.uint8)
 
     iou = tuple(score.iou().tolist())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deploy.artifact import read_engine_info, read_spec
 from deploy.session import ENGINES, as_class_map, open_session
-from lfd.errors import ModelError, require
+from lfd.errors import ModelError, UsageError, require
 from lfd.preprocess import Image
 from lfd.spec import ModelSpec
 
@@ -27,6 +27,19 @@ BATCH_KEY = "frames_per_run"
 
 
 def _nothing() -> None: ...
+
+
+def parse_batch(text: str) -> int | Literal["dynamic"]:
+    """Read `N` or `dynamic`.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    if text == "dynamic":
+        return "dynamic"
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= MAX_BATCH):
+        raise UsageError(f"batch {text!r}; expected 1 to {MAX_BATCH}, or {DYNAMIC}")
+    return int(text)
 
 
 @dataclass(frozen=True)

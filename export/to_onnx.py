@@ -18,7 +18,7 @@ from torch import nn
 from export.graph import DeployGraph
 from export.int8_trained import TRAINED_KEY, mark_table, take_marks
 from export.runnable import BATCH_KEY, DYNAMIC, MAX_BATCH
-from lfd.errors import ExportError, UsageError
+from lfd.errors import ExportError
 from lfd.models.external_outputs import check_input_size
 from lfd.profile import count_macs, count_parameters
 from lfd.quantize.student import as_int8, find
@@ -27,19 +27,6 @@ from lfd.spec import METADATA_KEY, ModelSpec
 OPSET = 20
 """The newest that ONNX Runtime's static quantisation takes, and old enough for OpenVINO and for TensorRT 10 and 11: one
 number serves all that follows, so that it is no option."""
-
-
-def parse_batch(text: str) -> int | Literal["dynamic"]:
-    """Read `N` or `dynamic`.
-
-    Raises:
-        UsageError: Anything else.
-    """
-    if text == "dynamic":
-        return "dynamic"
-    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= MAX_BATCH):
-        raise UsageError(f"batch {text!r}; expected 1 to {MAX_BATCH}, or {DYNAMIC}")
-    return int(text)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ _FIXES = {
 def guarded(command: Callable[P, T]) -> Callable[P, T]:
     """Wrap a click callback so that a failure is one line on stderr and the documented exit code.
 
-    LfdError gives its own code; Ctrl-C 130; a full disk, a refused permission or a missing file 1.
+    LfdError gives its own code; Ctrl-C 130; a full disk, a refused permission, a missing file or too little memory 1.
     Anything else is a defect of ours and keeps its traceback.
     """
 
@@ -43,6 +43,8 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
             # `command | head`: the reader has gone; the default action is the quiet one.
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             sys.exit(141)
+        except MemoryError:
+            _end(_said("not enough memory. Fix: a smaller size or batch"), 1)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _end(_said(f"{where}{error.strerror or error}.{_FIXES.get(error.errno or 0, '')}"), 1)

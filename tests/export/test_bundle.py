@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from export import bundle, bundle_maker, bundle_source, speed
 from export.bundle_advice import choose
 from export.bundle_report import Data, File, Latency, Report, Run, Source
 from export.bundle_shelf import Shelf
+from export.bundle_source import plain
 from export.bundle_table import markdown
 from export.cli import main
 from export.errors import GateError
@@ -39,6 +41,7 @@ from export.trt_graph import read_request
 from lfd.checkpoint import save_model
 from lfd.data import open_dataset
 from lfd.errors import ExportError, LfdError, MissingDependencyError, ModelError
+from lfd.files import locked
 from lfd.models import create_model
 from lfd.spec import ModelSpec, Preprocess
 from tests.conftest import make_folder
@@ -251,6 +254,7 @@ def test_without_openvino_its_int8_is_for_later(
     assert code == 0 and file["state"] == "elsewhere" and "lfd-toolkit[openvino]" in file["reason"], errors
     command = "lfd-export int8 small_fp32.onnx -o small_int8_openvino.onnx --target openvino --calib NAME:PATH"
     assert file["command"] == command and command in said
+    assert said.count("lfd-toolkit[openvino]") == 1, "of its bf16, the same need not be said again"
 
 
 @pytest.mark.parametrize("error", [FULL, ExportError("no such operator")])
@@ -295,13 +299,13 @@ def test_what_is_not_the_model_ends_it(
     assert files["small_fp16.onnx"]["reason"] == "there is no fp32 file to make it of"
 
 
-def test_without_calibration_there_is_no_int8(source: Path, pictures: Path, tmp_path: Path) -> None:
-    few = make_folder(tmp_path / "few", {"train": 5})
-    code, _, errors = run(source, pictures, tmp_path / "o", "--calib", f"folder:{few}")
+def test_without_calibration_there_is_no_int8(source: Path, tmp_path: Path) -> None:
+    few = make_folder(tmp_path / "few", {"train": 5, "val": 6})
+    code, _, errors = run(source, few, tmp_path / "o")
     record, files = read(tmp_path / "o")
     assert code == 1 and "expected at least 32" in errors.splitlines()[-1] and record["calibration"] is None
     assert any(line.startswith("there will be no int8: ") for line in errors.splitlines()), "said before the work"
-    assert files["small_int8_trt.onnx"]["reason"].startswith("calibration frames folder:few: ")
+    assert files["small_int8_trt.onnx"]["reason"].startswith("calibration frames folder:few@train: ")
     assert files["small_int8_trt.onnx"]["state"] == "failed" and files["small_fp16.onnx"]["state"] == "written"
 
 
@@ -388,6 +392,24 @@ def test_a_second_ctrl_c_gives_up_the_report_and_leaves_nothing_aside(
     assert {p.suffix for p in (tmp_path / "o").iterdir()} == {".onnx"}
 
 
+@pytest.mark.usefixtures("handlers")
+def test_between_the_reports_two_names_a_second_ctrl_c_leaves_the_record(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.replace
+
+    def renames(path: Path, target: Path) -> Path:
+        found = rename(path, target)
+        if Path(target).name.startswith("report"):
+            os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(bundle, "take_turns", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(Path, "replace", renames)
+    assert run(source, pictures, tmp_path / "o")[0] == 130
+    assert not (tmp_path / "o/report.md").exists() and not read(tmp_path / "o")[0]["complete"]
+
+
 def test_a_disk_that_is_full_at_the_end_costs_the_report_alone(
     source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,14 +445,14 @@ def test_a_file_that_cannot_be_placed_has_failed(
 def test_a_folder_that_another_process_filled_meanwhile_is_left_alone(
     source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = bundle_source.open_original
+    loads = bundle_source.load_original
 
-    def opens(*arguments: Any) -> Any:
+    def loading(*arguments: Any) -> Any:
         (tmp_path / "o").mkdir()
         (tmp_path / "o/report.json").write_text("theirs")
-        return opened(*arguments)
+        return loads(*arguments)
 
-    monkeypatch.setattr(bundle_source, "open_original", opens)
+    monkeypatch.setattr(bundle_source, "load_original", loading)
     code, _, errors = run(source, pictures, tmp_path / "o")
     assert code == 2 and "--overwrite" in errors.splitlines()[-1]
     assert [p.read_text() for p in (tmp_path / "o").iterdir()] == ["theirs"]
@@ -493,6 +515,8 @@ def test_an_older_folder_stays_when_nothing_can_be_made(
         (("--max-miou-drop", "-1"), 2, "--max-miou-drop -1.0; expected points of mIoU, a number from 0"),
         (("--calib", "{data}@val"), 2, "two splits"),
         (("--calib", "nothing:here"), 2, "unknown source 'nothing'"),
+        (("--calib", "{data}/none"), 1, "none"),
+        (("--calib", "film.mp4"), 1, "film.mp4"),
         (("--method", "guess"), 2, "--method"),
         (("--frames", "31"), 2, "expected at least 32"),
     ],
@@ -504,6 +528,113 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     found, _, errors = run(source, pictures, tmp_path / "o", *given_)
     assert found == code and says in errors.splitlines()[-1], errors
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("lraspp_v3.small@2+1=x-y", "lraspp_v3.small@2+1=x-y"),
+        ("été à la mer", "été_à_la_mer"),
+        ("a|b`c\nd", "a_b_c_d"),
+        ("--help", "help"),
+        ("--", "model"),
+    ],
+)
+def test_names_of_files_tear_no_table_and_read_as_no_option(name: str, found: str) -> None:
+    assert plain(name) == found
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("this takes minutes")
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("link", "is a link to nothing; choose a folder"),
+        ("file", "is a file; choose a folder"),
+        ("file/under", "a file, not a folder"),
+        ("used", "another process is at work in it"),
+        ("locked", "not writable"),
+        ("locked/under", "not writable"),
+    ],
+)
+def test_a_folder_that_will_not_do_is_said_before_the_work(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, says: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    for name in ("used", "locked"):
+        (tmp_path / name).mkdir()
+    allowed = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: (mode != os.W_OK or Path(path).name != "locked") and allowed(path, mode)
+    )
+    monkeypatch.setattr(bundle_source, "load_original", never)
+    with locked(tmp_path / "used"):
+        code, _, errors = run(source, pictures, tmp_path / out)
+    assert (code, errors.count("\n")) == (2, 1) and says in errors, errors
+
+
+def test_a_run_that_is_not_there_is_said_before_its_configuration_is(tmp_path: Path) -> None:
+    code, _, errors = invoke("all", tmp_path / "tpyo", "-o", tmp_path / "o")
+    assert code == 1 and "tpyo: no such run or file" in errors and "config.toml" not in errors
+
+
+def test_labels_and_frames_are_looked_at_before_the_scoring(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_source, "remember", never)
+    (tmp_path / "film.mp4").write_bytes(b"no film" * 99)
+    code, _, errors = run(source, pictures, tmp_path / "o", "--calib", tmp_path / "film.mp4")
+    assert (code, errors.count("\n")) == (1, 1) and "not a film that can be decoded" in errors, errors
+    monkeypatch.setattr("export.calibration.open_frames", never)
+    code, _, errors = invoke("all", source, "-o", tmp_path / "o", "--data", "street:?size=48x64&frames=2")
+    assert (code, errors.count("\n")) == (4, 1) and "classes" in errors, errors
+
+
+def test_a_picture_that_changes_meanwhile_is_a_failure_and_no_defect(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = make_folder(tmp_path / "toy", {"train": 32, "val": 3})
+    remember = bundle_source.remember
+
+    def remembers(*arguments: Any) -> Any:
+        found = remember(*arguments)
+        (pictures / "images/val/000.png").write_bytes((pictures / "images/train/000.png").read_bytes())
+        return found
+
+    monkeypatch.setattr(bundle_source, "remember", remembers)
+    code, _, errors = run(source, pictures, tmp_path / "o")
+    assert code == 1 and "small_fp32.onnx: a picture has changed since it was scored" in errors.splitlines()[-1]
+
+
+def test_what_a_killed_run_left_aside_is_in_nobodys_way(source: Path, pictures: Path, tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    out = tmp_path / "o"
+    (out / f".staging.{dead.pid}.partial").mkdir(parents=True)
+    for name in (f".staging.{dead.pid}.partial/a.onnx", f".small_fp32.{dead.pid}.partial.onnx"):
+        (out / name).write_bytes(b"half")
+    code, _, errors = run(source, pictures, out)
+    assert code == 0, errors
+    check_folder(out, read(out)[1])
+
+
+def test_a_link_to_a_run_goes_by_its_own_name(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_dataset(f"folder:{pictures}", "val")
+    model, _ = create_model("lraspp_mobilenet_v3_small", len(data.labels))
+    spec = ModelSpec("lraspp_mobilenet_v3_small", data.labels, Preprocess(HW))
+    save_model(tmp_path / "2026-11-23/model.safetensors", model, spec)
+    (tmp_path / "best").symlink_to("2026-11-23")
+    monkeypatch.chdir(tmp_path / "best")
+    for path, stem in [
+        (tmp_path / "best", "best"),
+        (tmp_path / "best/model.safetensors", "best"),
+        (Path(), "2026-11-23"),
+    ]:
+        loaded = bundle_source.load_original(path, data)
+        assert (loaded.stem, loaded.name) == (stem, stem)
 
 
 def test_the_source_is_never_one_of_its_own_files(source: Path, pictures: Path, tmp_path: Path) -> None:

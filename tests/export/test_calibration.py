@@ -165,10 +165,12 @@ def test_unreadable_sources_are_one_clear_error(tmp_path: Path) -> None:
         (mixed, "7.png", DataError),
         ("folder:/none", "no such folder", DataError),
         ("0", "record a film", UsageError),
+        (f"{film(tmp_path / 'round.avi', 40)}#loop=true", "leave #loop=true away", UsageError),
     ]:
         with pytest.raises(kind, match=says) as caught:
             open_frames(str(source), SPEC)
         assert isinstance(caught.value, LfdError) and "\n" not in str(caught.value)
+        assert "--max-frames" not in str(caught.value), "which lfd-export does not have"
 
 
 def test_a_limit_below_the_minimum_is_refused(folder: Path) -> None:
@@ -190,6 +192,8 @@ def test_the_gates_set_is_another_split() -> None:
     assert gate_data("film.mp4", "folder:Y@test") == "folder:Y@test"
     with pytest.raises(UsageError, match="give --data"):
         gate_data("film.mp4", None)
+    with pytest.raises(UsageError, match="frames:X has no labels"):
+        gate_data("camvid:X", "frames:X")
     for calibration, data in [("camvid:X@val", None), ("camvid:X@val", "camvid:X"), ("camvid:X", "camvid:X@train")]:
         with pytest.raises(UsageError, match="two splits"):
             gate_data(calibration, data)

@@ -16,8 +16,8 @@ from deploy.session import class_map, open_session
 from export.cli import main
 from export.graph import DeployGraph
 from export.parity import Parity, compare
-from export.runnable import BATCH_KEY
-from export.to_onnx import OPSET, parse_batch, to_onnx
+from export.runnable import BATCH_KEY, parse_batch
+from export.to_onnx import OPSET, to_onnx
 from export.verify import open_runnable
 from lfd.checkpoint import save_model
 from lfd.cli import main as train

@@ -158,6 +158,11 @@ def test_what_is_slower_is_not_written_and_says_what_to_ship(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_as_fast_is_not_called_slower(source: Path, frames: Frames, data: Dataset, tmp_path: Path) -> None:
+    report = run(source, tmp_path / "int8.onnx", frames, data, Given([0.6, 0.6], (5.0, 5.0)))
+    assert not report and report.speed_note == "no faster than its source" and not list(tmp_path.iterdir())
+
+
 def test_without_the_target_speed_is_not_judged(source: Path, frames: Frames, data: Dataset, tmp_path: Path) -> None:
     report = run(source, tmp_path / "a.onnx", frames, data, Given([0.6, 0.6], None), target="trt")
     assert report and report.faster is None and "trt does not run here" in report.speed_note

@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.session import open_session
+from export import gate
 from export.cli import main
+from export.errors import GateError
 from tests.conftest import make_folder
 from tests.export.test_fp16 import export
 
@@ -61,6 +63,54 @@ def test_a_report_of_the_models_own_name(source: Path, pictures: Path, tmp_path:
     words = ("int8", source, "-o", out, "--calib", f"folder:{pictures}", "--target", "ort", "--report", out)
     code, _, errors = invoke(*words)
     assert code == 2 and "choose another" in errors and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("fp16", "{source}", "-o", "{source}", "--data", "{data}"), "is the source itself"),
+        (("int8", "{source}", "-o", "{source}", "--calib", "{data}", "--target", "trt"), "is the source itself"),
+        (
+            ("int8", "{source}", "-o", "{new}", "--calib", "{data}", "--target", "trt", "--report", "{source}"),
+            "is the source itself",
+        ),
+        (
+            ("int8", "{source}", "-o", "{new}", "--calib", "{data}", "--target", "trt", "--report", "{same}"),
+            "the model's own name",
+        ),
+        (("trt", "{source}", "-o", "{new}.engine", "--timing-cache", "{source}"), "is the source itself"),
+    ],
+)
+def test_no_command_writes_over_its_own_source(
+    source: Path, pictures: Path, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    """Not even where it may replace files, and by whichever name."""
+    (tmp_path / "deep").mkdir()
+    own = tmp_path / "own.onnx"
+    own.write_bytes(source.read_bytes())
+    names = {
+        "source": tmp_path / "deep/../own.onnx",
+        "data": f"folder:{pictures}",
+        "new": tmp_path / "new.onnx",
+        "same": tmp_path / "deep/../new.onnx",
+    }
+    code, _, errors = invoke(*(word.format(**names) for word in words), "--overwrite")
+    assert (code, errors.count("\n")) == (2, 1) and says in errors, errors
+    assert own.read_bytes() == source.read_bytes() and {p.name for p in tmp_path.iterdir()} == {"deep", "own.onnx"}
+
+
+def test_a_refusal_is_reported_too(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise GateError("int8 loses 9 points", {"steps": [9]})
+
+    monkeypatch.setattr(gate, "gated_int8", refuses)
+    out, report = tmp_path / "int8.onnx", tmp_path / "report.json"
+    words = ("int8", source, "-o", out, "--calib", f"folder:{pictures}", "--target", "ort", "--report", report)
+    code, _, errors = invoke(*words)
+    assert code == 1 and errors == "error: int8 loses 9 points\n"
+    assert json.loads(report.read_text()) == {"steps": [9]} and not out.exists()
 
 
 def test_too_few_frames_end_in_one_line(source: Path, folder: Path, tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from lfd.cli import main
+from lfd.console import guarded
 from lfd.data.camvid import LABELS
+from lfd.errors import UsageError
 from lfd.methods import METHODS
 from lfd.models import MODELS, create_model
 from lfd.spec import ModelSpec, Preprocess
@@ -212,3 +215,26 @@ def test_list(kind: str, names: list[str]) -> None:
     code, text, _ = invoke("list", kind)
     assert code == 0 and all(name in text for name in names)
     assert invoke("list", "model")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (UsageError("--size 3; expected HxW"), 2, "error: --size 3; expected HxW"),
+        (np.linalg.LinAlgError("a defect"), None, ""),
+        (MemoryError(), 1, "error: not enough memory. Fix: a smaller size or batch"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_how_a_command_ends(error: BaseException, code: int | None, says: str) -> None:
+    @click.command()
+    @guarded
+    def command() -> None:
+        raise error
+
+    result = CliRunner().invoke(command)
+    if code is None:
+        assert result.exception is error, "a defect of ours keeps its traceback"
+    else:
+        assert (result.exit_code, result.stderr.strip()) == (code, says)
