@@ -87,7 +87,7 @@ def main(data: str, video: str | None, teacher: str, student: str, steps: int | 
     scores = demo.run("score the baseline", "lfd-train", "eval", runs["baseline"], *on, "--json", capture=True)
     demo.run("run the student", "lfd-run", exports["student"], video or FILM, out / "student.webm")
     rivals = ["lfd-bench", exports["student"], "--teacher", exports["teacher"], *on]
-    demo.run("benchmark", *rivals, "--seconds", 4, "--out", out / "bench")
+    demo.run("benchmark", *rivals, "--seconds", 1 if steps else 4, "--out", out / "bench")
     draw(data, list(exports.values()), out / "side-by-side.png")
     bench = json.loads((out / "bench" / "bench.json").read_text(encoding="utf-8"))
     report(demo, bench, json.loads(scores)["miou"], out, time.monotonic() - began)

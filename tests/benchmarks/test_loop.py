@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 SMALL = """
 import sys
 from benchmarks import loop
+from lfd.data import street
+street.SPLIT_FRAMES["val"] = 8
 loop.SIZE, loop.KEPT = "64x96", 16
 loop.TRAIN_FRAMES, loop.TEST_FRAMES, loop.DRIVE_FRAMES = 24, 6, 60
 loop.NEW_DRIVES, loop.OLD_DRIVES = range(201, 203), range(301, 303)
@@ -68,7 +70,7 @@ def test_the_loop_is_closed_in_small_and_goes_on_where_it_was(tmp_path: Path) ->
     out, results = tmp_path / "loop", tmp_path / "loop.json"
     command = [sys.executable, "-c", SMALL, "--out", str(out), "--results", str(results), "--seeds", "1"]
     done = subprocess.run(
-        [*command, "--steps", "60", "50", "20"], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "--steps", "50", "50", "20"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(results.read_text(encoding="utf-8"))
@@ -79,7 +81,7 @@ def test_the_loop_is_closed_in_small_and_goes_on_where_it_was(tmp_path: Path) ->
     assert len(list((out / "even").iterdir())) == record["collected"] // 2 * 2
     results.unlink()
     again = subprocess.run(
-        [*command, "--steps", "60", "50", "20"], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "--steps", "50", "50", "20"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert again.returncode == 0 and "$ " not in again.stdout, "everything was there"
     assert json.loads(results.read_text(encoding="utf-8"))["miou"] == record["miou"]

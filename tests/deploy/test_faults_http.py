@@ -346,7 +346,9 @@ def test_a_transport_stream_is_live_and_a_file_of_one_a_film(tmp_path: Path) -> 
         server.kill()
         watch.until(lambda: watch.error, 10)
         assert isinstance(watch.error, SourceError) and not isinstance(watch.error, StreamError)
-        assert "nothing listens at port" in str(watch.error) and len(watch.frames) < 100
+        # A connection that comes while the server dies is taken, and cut.
+        said = ("nothing listens at port", "the server ended the connection")
+        assert any(text in str(watch.error) for text in said) and len(watch.frames) < 100
         watch.close()
         server.start()
 

@@ -218,6 +218,7 @@ def test_rtsps(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 source = open_source(text)
                 assert next(iter(source)).image.any()
                 source.close()
+        listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
     for end in open_ends:
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
@@ -271,10 +272,10 @@ def test_what_arrives_is_garbage(server: Server, path: str, change: Callable[[by
         watch = Watch(open_source(there))
         watch.until_frames(10)
         plain, relay.change = relay.change, change
-        time.sleep(1.5)
+        time.sleep(1)
         relay.change = plain
         mended = time.monotonic_ns()
-        watch.until(lambda: watch.frames[-1].captured_ns > mended + 10**9, 40)
+        watch.until(lambda: watch.frames[-1].captured_ns > mended + 5 * 10**8, 40)
         watch.until(lambda: -5 <= age_ms(watch.frames[-1]) < 2000, 10)
         watch.close()
         assert watch.error is None and watch.frames[-1].image.shape == (240, 320, 3)
@@ -305,7 +306,7 @@ def test_another_size_midway(path: str) -> None:
         watch.until_frames(10)
         server.say("size 640x480")
         changed = time.monotonic_ns()
-        watch.until(lambda: watch.frames[-1].captured_ns > changed + 2 * 10**9, 30)
+        watch.until(lambda: watch.frames[-1].captured_ns > changed + 12 * 10**8, 30)
         watch.close()
         no_black(watch)
         assert watch.error is None

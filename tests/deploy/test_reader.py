@@ -41,6 +41,9 @@ def test_what_a_source_passes_over_is_counted(live: bool, counts: tuple[int, int
     def put(item: Fitted) -> None:
         frames.append(item[0])
 
-    read(stream, put, lambda status: None, Preprocess((24, 32)), Limits(), threading.Event())
+    told = (stream, put, lambda status: None, Preprocess((24, 32)), Limits(), threading.Event())
+    thread = threading.Thread(target=read, args=told)  # a file's reader gives way, for good: not this thread
+    thread.start()
+    thread.join()
     assert [frame.index for frame in frames] == [0, 2, 3, 5]
     assert (stream.stats.captured, stream.stats.late, stream.stats.skipped) == counts

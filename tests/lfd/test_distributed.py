@@ -43,10 +43,8 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teacher(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "teacher"
-    train(config(uneven, 40, train={"eval_every": 40}), out, False, False, QUIET)
-    return out
+def teacher(toy_run: Path) -> Path:
+    return toy_run
 
 
 def recipe(uneven: Path, teacher: Path, path: Path, more: dict[str, Any] | None = None, **train_values: Any) -> Path:

@@ -207,7 +207,7 @@ def test_descending_on_a_part_brings_it_down(name: str, given: dict[str, Any]) -
         s, t, target = maps(student, loss, 1), maps(teacher, loss, 2), targets("labelled", (32, 36))
         optimizer = torch.optim.Adam([s.logits, *s.taps.values(), *loss.parameters()], lr=0.03)
         values = []
-        for _ in range(25):
+        for _ in range(15):
             term = run(loss, s, t, target)[part]
             values.append(float(term.detach()))
             optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import json
 from dataclasses import replace
@@ -32,11 +33,13 @@ from lfd.quantize.student import as_int8, attach, find
 from lfd.quantize.topology import TARGETS
 from lfd.quantize.trace import PICTURE, trace
 from lfd.recipe import to_toml
+from lfd.resume import Progress, RunState
 from lfd.spec import Labels, ModelSpec, Preprocess
 from lfd.taps import FeatureTaps
 from lfd.trainer import train
-from lfd.weights import load_state, read_safetensors
+from lfd.weights import load_state, read_safetensors, save_tensors
 from tests.lfd.test_distributed import torchrun
+from tests.lfd.test_quantize_ranges import Pools
 from tests.lfd.test_trainer import QUIET, config, stop_after
 
 HW = (64, 96)
@@ -49,14 +52,19 @@ FAMILIES = (
 )
 
 
-def network(name: str) -> nn.Module:
-    """A network with statistics of its own."""
+@functools.cache
+def _made(name: str) -> nn.Module:
     torch.manual_seed(0)
     model, _ = create_model(name, 5)
     with torch.no_grad():
         for _ in range(2):
             model.train()(torch.randn(2, 3, *HW) * 2 + 0.5)
     return model.eval()
+
+
+def network(name: str) -> nn.Module:
+    """A network with statistics of its own."""
+    return copy.deepcopy(_made(name))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -81,21 +89,22 @@ def test_folding_changes_nothing_in_evaluation_and_keeps_every_path(name: str) -
     assert len(state) < len(before)
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_kernel_is_rounded_and_logits_are_not(name: str, target: Any) -> None:
+def test_every_kernel_is_rounded_and_logits_are_not(name: str) -> None:
     model = network(name)
     fold(model, HW)
-    found = plan(trace(model, HW), target)
+    topology = trace(model, HW)
     convs = [p for p, m in model.named_modules() if isinstance(m, nn.Conv2d) and not p.startswith("aux")]
-    assert {f"{path}:conv2d:0" for path in convs} <= set(found.weights)
-    assert all(found.weights[f"{path}:conv2d:0"] == {1: 0} for path in convs)
-    assert found.first == f"{convs[0]}:conv2d:0" and PICTURE in found.tensors
-    if target == "ort":
-        assert found.inputs == {found.first: {0: PICTURE}}, "the others are rounded where they are made"
-    else:
-        assert not found.outputs
-        assert all(0 in found.inputs[f"{path}:conv2d:0"] for path in convs)
+    for target in TARGETS:
+        found = plan(topology, target)
+        assert {f"{path}:conv2d:0" for path in convs} <= set(found.weights)
+        assert all(found.weights[f"{path}:conv2d:0"] == {1: 0} for path in convs)
+        assert found.first == f"{convs[0]}:conv2d:0" and PICTURE in found.tensors
+        if target == "ort":
+            assert found.inputs == {found.first: {0: PICTURE}}, "the others are rounded where they are made"
+        else:
+            assert not found.outputs
+            assert all(0 in found.inputs[f"{path}:conv2d:0"] for path in convs)
 
 
 def test_what_passes_is_rounded_as_onnx_says() -> None:
@@ -103,9 +112,8 @@ def test_what_passes_is_rounded_as_onnx_says() -> None:
     from onnx import TensorProto, helper
     from onnx.reference import ReferenceEvaluator
 
-    model = network("lraspp_mobilenet_v3_small")
     for target, kind in (("ort", TensorProto.UINT8), ("trt", TensorProto.INT8)):
-        int8 = attach(copy.deepcopy(model), target, Preprocess(HW))
+        int8 = attach(Pools().eval(), target, Preprocess(HW))
         int8.mode, int8.observing = "simulate", True
         int8._round(torch.tensor([-0.7, 0.0, 1.93]), int8.plan.tensors[3])
         int8.observing = False
@@ -170,9 +178,8 @@ def test_a_picture_counts_once_for_a_range(name: str, target: Any) -> None:
 
 
 def test_gradients_pass_inside_the_range_and_stop_outside() -> None:
-    model = network("lraspp_mobilenet_v3_small")
-    int8 = attach(model, "ort", Preprocess(HW))
-    name = int8.plan.tensors[5]
+    int8 = attach(Pools().eval(), "ort", Preprocess(HW))
+    name = int8.plan.tensors[1]
     int8.mode = "simulate"
     quantizer = int8._of(name)
     quantizer(torch.tensor([-1.0, 1.0]))
@@ -205,7 +212,7 @@ def test_off_it_is_the_float_network_and_a_copy_has_its_own_quantisers() -> None
 
 
 def test_a_failing_pass_leaves_nothing_switched_on() -> None:
-    model = network("lraspp_mobilenet_v3_small")
+    model = Pools().eval()
     attach(model, "ort", Preprocess(HW))
     with as_int8(model), pytest.raises(RuntimeError):
         model(torch.zeros(1, 4, *HW))
@@ -216,10 +223,8 @@ def test_a_failing_pass_leaves_nothing_switched_on() -> None:
 
 
 @pytest.fixture(scope="module")
-def float_run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "float"
-    assert train(config(folder, 60, train={"eval_every": 30}), out, False, False, QUIET) > 0.6
-    return out
+def float_run(toy_run: Path) -> Path:
+    return toy_run
 
 
 def quantized(folder: Path, run: Path, sections: dict[str, Any] | None = None, **train_values: Any) -> Config:
@@ -259,6 +264,7 @@ EVERYTHING = {
     "optimizer": {"clip_norm": 1.0, "warmup": 2, "schedule": "cosine"},
     "distill": {"balance": "ema"},
     "quantize": {"target": "trt", "observe": 0.7},
+    "data": {"size": "32x32"},
 }
 
 
@@ -280,16 +286,21 @@ def test_resuming_in_int8_equals_the_uninterrupted_run_bit_for_bit(
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
 
 
-def test_ranges_follow_for_their_share_of_the_run_and_then_stay(folder: Path, float_run: Path, tmp_path: Path) -> None:
-    def ranges(name: str, steps: int) -> dict[str, Any]:
-        run = quantized(folder, float_run, {"quantize": {"observe": 0.5}}, save_every=1)
-        stop_after(steps, lambda: train(run, tmp_path / name, False, False, QUIET))
-        state = load_state(tmp_path / name / "resume.pt")["distiller"]
-        return {k: v for k, v in state.items() if k.endswith((".scale", ".zero_point"))}
+def test_ranges_follow_for_their_share_of_the_run_and_then_stay(
+    folder: Path, float_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[int, dict[str, Any]] = {}
 
-    two, three, five = (ranges(str(steps), steps) for steps in (2, 3, 5))
-    assert any(not torch.equal(two[k], three[k]) for k in two)
-    assert all(torch.equal(three[k], five[k]) for k in three)
+    def keep(state: RunState, at: Progress) -> None:
+        ranges = state.job.distiller.state_dict().items()
+        found[at.step] = {k: v.clone() for k, v in ranges if k.endswith((".scale", ".zero_point"))}
+
+    monkeypatch.setattr(RunState, "save", keep)
+    run = quantized(folder, float_run, {"quantize": {"observe": 0.5}}, save_every=1)
+    train(run, tmp_path / "run", False, False, QUIET)
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    assert all(any(not torch.equal(found[n][k], found[n + 1][k]) for k in found[n]) for n in (1, 2))
+    assert all(torch.equal(found[3][k], found[n][k]) for k in found[3] for n in (4, 5, 6))
 
 
 @pytest.mark.slow
@@ -382,17 +393,43 @@ def test_a_configuration_without_sense_is_refused(arguments: list[str], says: st
     assert not (tmp_path / "o").exists()
 
 
-def test_weights_for_an_unknown_target_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("int8.flavour", 9, "for a target that is not known here"),
+        ("int8.ranges.picture.scale", -0.5, "a range that is none; expected positive scales, zero points inside"),
+        ("int8.ranges.picture.zero_point", 1, "a range that is none"),
+    ],
+)
+def test_a_file_of_int8_is_looked_at_when_loaded(
+    tmp_path: Path, openvino_file: Path, key: str, value: float, says: str
+) -> None:
+    state, metadata = read_safetensors(openvino_file)
+    state[key].fill_(value)
+    save_tensors(tmp_path / "x.safetensors", state, metadata)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load_model(tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def openvino_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("openvino") / "x.safetensors"
     model = create_model("lraspp_mobilenet_v3_small", 3)[0]
     spec = ModelSpec("lraspp_mobilenet_v3_small", Labels(("a", "b", "c"), ((0, 0, 0),) * 3), Preprocess((48, 64)))
     int8 = attach(model.eval(), "openvino", spec.preprocess)
     int8.observing = True
+    int8.train()
     with torch.no_grad(), as_int8(model):
         model(torch.randn(1, 3, 48, 64))
-    save_model(tmp_path / "x.safetensors", model, spec)
-    found = find(load_model(tmp_path / "x.safetensors")[0])
+    save_model(path, model, spec)
+    return path
+
+
+def test_a_file_of_int8_has_its_target_and_its_ranges(openvino_file: Path) -> None:
+    found = find(load_model(openvino_file)[0])
     assert found is not None and found.target == "openvino"
-    int8.flavour.fill_(9)
-    save_model(tmp_path / "x.safetensors", model, spec)
-    with pytest.raises(CheckpointError, match="for a target that is not known here"):
-        load_model(tmp_path / "x.safetensors")
+    stored = read_safetensors(openvino_file)[0]
+    scales = [float(stored[f"int8.ranges.{name.replace('.', '/')}.scale"]) for name in found.plan.tensors]
+    assert [scale for scale, _ in found.grids()] == [max(scale, 2.0**-20) for scale in scales]
+    assert len(set(scales)) > 20

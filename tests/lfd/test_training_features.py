@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from lfd.checkpoint import load_model
+from lfd.checkpoint import load_model, save_model
+from lfd.data import open_dataset
 from lfd.ema import Average
 from lfd.errors import CheckpointError, DataError, TrainingError, UsageError
 from lfd.models import create_model
+from lfd.spec import ModelSpec, Preprocess
 from lfd.trainer import train
 from lfd.weights import load_state
 from tests.conftest import make_folder
@@ -231,14 +233,12 @@ def test_a_val_split_without_labels_is_said_before_training(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_compiled_training_stays_near_plain_training(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through Dynamo with all hooks, in the backend that needs no compiler."""
-    teacher = tmp_path / "teacher"
-    train(config(folder, 30, train={"eval_every": 30}), teacher, False, False, QUIET)
     plain = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: plain(module, backend="eager"))
-    distill = {"teacher": str(teacher), "method": "lfd"}
+    distill = {"teacher": str(toy_run), "method": "lfd"}
     a, b = (
         state(folder, tmp_path / str(on), 2, train={"compile": on, "ema": 0.5}, distill=distill) for on in (True, False)
     )
@@ -272,14 +272,17 @@ def test_a_disk_too_small_is_said_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_run_keeps_its_pictures_and_teacher(folder: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        train(config(folder, 30, train={"eval_every": 30, "seed": ord(name)}), tmp_path / name, False, False, QUIET)
-    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+def test_a_resumed_run_keeps_its_pictures_and_teacher(folder: Path, toy_run: Path, tmp_path: Path) -> None:
+    for name in ("a", "moved"):
+        shutil.copytree(toy_run, tmp_path / name)
+    model, spec = load_model(toy_run)
+    with torch.no_grad():
+        next(model.parameters())[0] *= 1.001
+    save_model(tmp_path / "b/model.safetensors", model, spec)
     shutil.copytree(folder, tmp_path / "data")
 
     def run(teacher: str, data: Path = folder) -> Any:
-        return config(data, 3, distill={"teacher": str(tmp_path / teacher), "method": "kd"})
+        return config(data, 1, distill={"teacher": str(tmp_path / teacher), "method": "kd"})
 
     out = tmp_path / "run"
     train(run("a"), out, False, False, QUIET)
@@ -292,9 +295,32 @@ def test_a_resumed_run_keeps_its_pictures_and_teacher(folder: Path, tmp_path: Pa
         train(run("gone"), out, True, False, QUIET)
 
 
-def test_a_run_never_replaces_its_teacher_nor_what_is_no_run(folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_weights_that_it_began_with(folder: Path, tmp_path: Path) -> None:
+    """Wherever they lie now: which ones they are, and not the path, is what a run is of."""
+    labels = open_dataset(f"folder:{folder}", "val").labels
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model, name = create_model("lraspp_mobilenet_v3_small", 3)[0], "lraspp_mobilenet_v3_small"
+        save_model(tmp_path / f"{seed}.safetensors", model, ModelSpec(name, labels, Preprocess((48, 64))))
+    shutil.copy(tmp_path / "0.safetensors", tmp_path / "moved.safetensors")
+
+    def begun(by: str) -> Any:
+        return config(folder, 1, train={"init": str(tmp_path / f"{by}.safetensors")})
+
+    out = tmp_path / "run"
+    train(begun("0"), out, False, False, QUIET)
+    train(begun("moved"), out, True, False, QUIET)
+    assert "moved" in (out / "config.toml").read_text()
+    for other in (begun("1"), config(folder, 1)):
+        with pytest.raises(UsageError, match="another --init than are there now"):
+            train(other, out, True, False, QUIET)
+    with pytest.raises(CheckpointError, match="no such run"):
+        train(begun("gone"), out, True, False, QUIET)
+
+
+def test_a_run_never_replaces_its_teacher_nor_what_is_no_run(folder: Path, toy_run: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
-    train(config(folder, 30, train={"eval_every": 30}), teacher, False, False, QUIET)
+    shutil.copytree(toy_run, teacher)
     for named in (teacher, teacher / "model.safetensors"):
         run = config(folder, 3, distill={"teacher": str(named), "method": "kd"})
         with pytest.raises(UsageError, match="is the teacher"):

@@ -20,10 +20,8 @@ from tests.lfd.test_trainer import QUIET, config
 
 
 @pytest.fixture(scope="module")
-def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("teacher") / "run"
-    train(config(folder, 30, train={"eval_every": 30}), out, False, False, QUIET)
-    return out
+def teacher(toy_run: Path) -> Path:
+    return toy_run
 
 
 @pytest.fixture(scope="module")
