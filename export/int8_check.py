@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from export.int8_graph import BESIDE, CORE, PAIR, Graph
+from export.int8_graph import BESIDE, PAIR, Graph
 
 
 def check_trt_structure(model: ModelProto, keep_float: Collection[str] = ()) -> list[str]:
@@ -18,7 +18,7 @@ def check_trt_structure(model: ModelProto, keep_float: Collection[str] = ()) -> 
     scale an output channel; every convolution behind Q/DQ pairs, frame and weights, unless kept in float, so that no
     float island lies between two in int8; the skip input of an Add and each input of a Concat between them likewise;
     no pair between a convolution and its own Add, where it hinders fusion; nothing quantised after the last
-    convolution, so that the logits, Resize and ArgMax are outside.
+    convolution, so that the logits, what enlarges them, and ArgMax are outside.
 
     Args:
         model: Its nodes have names and its shapes are inferred (`int8_graph.prepare`).
@@ -31,7 +31,7 @@ def check_trt_structure(model: ModelProto, keep_float: Collection[str] = ()) -> 
             check.not_in_tail(node)
         elif node.name in keep_float or not check.graph.is_float(node.output[0]):
             continue
-        elif node.op_type in CORE:
+        elif check.graph.is_core(node):
             check.core(node)
         elif node.op_type in BESIDE and check.graph.between(node, check.outside):
             check.beside(node)
@@ -84,7 +84,10 @@ class _Check:
     def not_in_tail(self, node: NodeProto) -> None:
         """What follows the last convolution stays in float."""
         if not self.graph.has_core_after(node):
-            self._say(node, "stands after the last convolution; logits, Resize and ArgMax are to stay in float")
+            self._say(
+                node,
+                "stands after the last convolution; the logits, what enlarges them and ArgMax are to stay in float",
+            )
 
     def _dequantizes(self, name: str) -> NodeProto | None:
         node = self.graph.producer.get(name)
@@ -149,4 +152,4 @@ class _Check:
         while node is not None and node.op_type in PAIR and len(users) == 1:
             name = node.input[0]
             node, users = self.graph.producer.get(name), self.graph.consumers[name]
-        return node is not None and node.op_type in CORE and len(users) == 1 and add.op_type == "Add"
+        return node is not None and self.graph.is_core(node) and len(users) == 1 and add.op_type == "Add"

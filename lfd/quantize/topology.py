@@ -10,6 +10,9 @@ TARGETS: tuple[Target, ...] = ("trt", "ort", "openvino")
 
 CORE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """What int8 makes faster: each is in int8 unless it is kept in float."""
+UPSAMPLING = ("upsample_rows", "upsample_columns")
+"""Constants that enlarge the logits by matrix products (`export.graph.DeployGraph`), which stay in float: 8 bits there
+are ties between classes."""
 BESIDE = ("Add", "Concat", "MaxPool", "AveragePool")
 """In int8 only where they stand between two of CORE; elsewhere a pair would cost more than it saves. No means over the
 whole grid: their one number a channel is wanted in more than 8 bits."""
@@ -69,10 +72,14 @@ class Topology(Generic[N]):
         return [user for name in node.output for user in self.consumers.get(name, ())]
 
     @staticmethod
-    def _near(neighbours: list[N], known: dict[str, set[str]]) -> set[str]:
+    def is_core(node: N) -> bool:
+        """Tell whether a node is one of CORE, and not of UPSAMPLING."""
+        return node.op_type in CORE and not any(name.startswith(UPSAMPLING) for name in node.input)
+
+    def _near(self, neighbours: list[N], known: dict[str, set[str]]) -> set[str]:
         found: set[str] = set()
         for node in neighbours:
-            found |= {node.name} if node.op_type in CORE else known.get(node.name, set())
+            found |= {node.name} if self.is_core(node) else known.get(node.name, set())
         return found
 
     def between(self, node: N, keep_float: Collection[str]) -> bool:
@@ -92,7 +99,7 @@ class Topology(Generic[N]):
         for node in self.nodes:
             if node.name in keep_float or not self._floats(node.output[0]):
                 continue
-            if node.op_type in CORE:
+            if self.is_core(node):
                 # A Conv whose weights are computed has no weights to quantise.
                 inside = not node.op_type.startswith("Conv") or node.input[1] in self.fixed
             else:
@@ -112,7 +119,7 @@ class Topology(Generic[N]):
         own = [
             name
             for name in add.input
-            if (p := self.producer.get(name)) is not None and p.op_type in CORE and len(self.consumers[name]) == 1
+            if (p := self.producer.get(name)) is not None and self.is_core(p) and len(self.consumers[name]) == 1
         ]
         return max(own, key=lambda name: len(self.ancestors(self.producer[name])), default=None)
 

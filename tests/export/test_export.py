@@ -11,10 +11,12 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deploy.session import class_map, open_session
 from export.cli import main
-from export.graph import DeployGraph
+from export.graph import MOST_PRODUCTS, DeployGraph
 from export.parity import Parity, compare
 from export.runnable import BATCH_KEY, parse_batch
 from export.to_onnx import OPSET, to_onnx
@@ -25,6 +27,7 @@ from lfd.data import open_dataset
 from lfd.errors import ExportError, ModelError, UsageError
 from lfd.models import create_model
 from lfd.normalize import Normalize, Predictor
+from lfd.quantize.topology import UPSAMPLING
 from lfd.spec import METADATA_KEY, Labels, ModelSpec, Preprocess
 
 MODELS = ["lraspp_mobilenet_v3_small", "deeplabv3_resnet18_os16"]
@@ -171,9 +174,9 @@ def test_families_and_batches(name: str, batch: Any, output: Any, labels: Labels
     assert exported.provenance.get(BATCH_KEY, 1) == batch
     operators = {node.op_type for node in proto.graph.node}
     assert not {op for op in operators if op.startswith("Gather") or op in ("If", "Loop", "Reshape")}
-    resize = next(node for node in reversed(proto.graph.node) if node.op_type == "Resize")
-    mode = next(a.s.decode() for a in resize.attribute if a.name == "coordinate_transformation_mode")
-    assert (mode == "align_corners") == bool(model.align_corners) == ("lraspp" not in name)
+    enlarge = [node for node in proto.graph.node if node.op_type == "MatMul"]
+    assert [set(node.input) & set(UPSAMPLING) for node in enlarge[-2:]] == [{"upsample_columns"}, {"upsample_rows"}]
+    assert bool(model.align_corners) == ("lraspp" not in name)
     normalize = Normalize(spec.preprocess)
     with open_session(tmp_path / "x.onnx", threads=1) as session:
         for count in (1, 3) if batch == "dynamic" else (batch,):
@@ -195,6 +198,40 @@ def test_families_and_batches(name: str, batch: Any, output: Any, labels: Labels
         if batch != "dynamic":
             with pytest.raises(ModelError, match=f"this model takes \\({batch}, "):
                 session.run(np.zeros((batch + 1, 40, 72, 3), np.uint8))
+
+
+class Shrinking(torch.nn.Module):
+    """Logits of a grid of its own, which are means of the picture."""
+
+    def __init__(self, grid: tuple[int, int], align_corners: bool) -> None:
+        super().__init__()
+        self.grid, self.align_corners = grid, align_corners
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": torch.nn.functional.adaptive_avg_pool2d(x, self.grid)}
+
+
+@settings(max_examples=40)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(st.integers(1, 90), st.integers(1, 90)), st.booleans()
+)
+def test_two_matrix_products_enlarge_as_interpolate_does(
+    grid: tuple[int, int], size: tuple[int, int], align_corners: bool
+) -> None:
+    graph = DeployGraph(Shrinking(grid, align_corners), Preprocess(size), "logits")
+    assert (graph.upsample_rows is None) == (grid == size or grid[0] * (grid[1] / size[0] + 1) > MOST_PRODUCTS)
+    frame = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
+    logits = graph.network((frame.permute(0, 3, 1, 2) - graph.mean) * graph.scale)["out"].flip(1)
+    expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+    assert torch.allclose(graph(frame), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("grid", "by_matrices"), [((12, 15), True), ((45, 60), True), ((90, 120), False), ((180, 240), False)]
+)
+def test_many_products_are_left_to_resize(grid: tuple[int, int], by_matrices: bool) -> None:
+    graph = DeployGraph(Shrinking(grid, False), Preprocess((180, 240)), "logits")
+    assert (graph.upsample_columns is not None) == by_matrices
 
 
 class Fixed(torch.nn.Module):
@@ -237,8 +274,11 @@ def test_an_imported_checkpoint_keeps_its_way_of_resizing(folder: Path, tmp_path
     assert made.exit_code == 0, made.output
     code, text, errors = invoke("onnx", imported, "-o", out, *data, "--batch", "dynamic")
     assert code == 0 and "batch dynamic" in text and "parity   same" in text, errors
-    modes = [a.s for n in onnx.load(out).graph.node for a in n.attribute if a.name == "coordinate_transformation_mode"]
-    assert set(modes) == {b"align_corners"} and len(modes) == 5
+    graph = onnx.load(out).graph
+    modes = [a.s for n in graph.node for a in n.attribute if a.name == "coordinate_transformation_mode"]
+    assert set(modes) == {b"align_corners"} and len(modes) == 4
+    columns = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == UPSAMPLING[1])
+    assert columns[0, 0] == 1 > columns[0, 1], "of the logits' first two columns, only one is a corner"
     assert open_session(out).spec.preprocess.color == "BGR"
 
 

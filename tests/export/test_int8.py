@@ -140,7 +140,7 @@ def test_the_file_for_onnx_runtime_has_its_flavour(
             assert list(graph.constants[weights.input[1]].dims) == [stored.dims[0]]
             assert graph.producer[node.input[0]].op_type == "DequantizeLinear"
     for node in graph.proto.node:
-        if node.op_type in ("ArgMax", "Resize", "HardSwish", "HardSigmoid", "ReduceMean"):
+        if node.op_type in ("ArgMax", "Resize", "MatMul", "HardSwish", "HardSigmoid", "ReduceMean"):
             users = graph.consumers[node.output[0]]
             assert node.op_type != "ArgMax" or all(u.op_type == "Cast" for u in users)
     assert {n.op_type for n in graph.proto.node} & {"Relu"} == set() or name.startswith("lraspp")
@@ -310,8 +310,8 @@ def a_bare_pooling(model: ModelProto) -> None:
     bare(model, next(n for n in model.graph.node if n.op_type == "MaxPool"), 0)
 
 
-def a_pair_before_resize(model: ModelProto) -> None:
-    pair_on(model, [n for n in model.graph.node if n.op_type == "Resize"][-1], 0)
+def a_pair_before_the_enlarging(model: ModelProto) -> None:
+    pair_on(model, next(n for n in model.graph.node if n.op_type == "MatMul"), 0)
 
 
 def a_pair_before_argmax(model: ModelProto) -> None:
@@ -339,7 +339,7 @@ def a_pair_before_argmax(model: ModelProto) -> None:
         (a_pair_before_the_add, "between it and its convolution"),
         (a_bare_concat_input, "1 of its 5 inputs have no pair"),
         (a_bare_pooling, "1 of its 1 inputs have no pair"),
-        (a_pair_before_resize, "after the last convolution"),
+        (a_pair_before_the_enlarging, "after the last convolution"),
         (a_pair_before_argmax, "after the last convolution"),
     ],
 )

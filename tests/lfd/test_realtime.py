@@ -25,7 +25,7 @@ from lfd.taps import FeatureTaps, dry_run
 NAME = "ddrnet23_slim"
 CENTRE = torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]])
 ALLOWED = {"Cast", "Sub", "Transpose", "Conv", "Relu", "Add", "Resize", "BatchNormalization", "AveragePool", "Concat"}
-ALLOWED |= {"ReduceMean", "GlobalAveragePool"}
+ALLOWED |= {"ReduceMean", "GlobalAveragePool", "MatMul"}
 """What the graph is made of: nothing that computes a shape."""
 
 
