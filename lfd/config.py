@@ -162,11 +162,13 @@ class QuantizeConfig:
             norms folded; "" trains in float.
         target: Who is to run the file: `ort`, `openvino` or `trt`.
         observe: Share of the run during which the ranges follow the activations; then they stay.
+        second_teacher: Weight of KD from the student as it began, in float; 0 leaves it out.
     """
 
     to: str = ""
     target: str = "ort"
     observe: float = 0.5
+    second_teacher: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,11 @@ class Config:
         among("quantize.to", q.to, ("", "int8"))
         among("quantize.target", q.target, TARGETS)
         within("quantize.observe", q.observe, 0, 1)
+        within("quantize.second_teacher", q.second_teacher, 0, 1e6)
+        if q.second_teacher and not q.to:
+            raise UsageError(
+                f"quantize.second_teacher = {q.second_teacher:g} has no effect without --quantize. Fix: leave it away"
+            )
         if q.to and not self.train.init:
             raise UsageError("--quantize fine-tunes a trained network; give it as --init RUN")
         if q.to and self.train.compile:

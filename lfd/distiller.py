@@ -15,12 +15,15 @@ from lfd.class_map import LEFT_OUT
 from lfd.errors import UsageError
 from lfd.losses import LOSSES
 from lfd.losses.common import IGNORE, UNKNOWN, DistillLoss, cross_entropy, to_grid
+from lfd.losses.kd import KD
 from lfd.methods import Plan
 from lfd.normalize import Normalize
 from lfd.quantize.student import find
 from lfd.spec import Preprocess
 from lfd.taps import FeatureTaps, Outputs, dry_run
 
+SECOND = "second"
+"""Name of the second teacher's term."""
 AUX_WEIGHT = 0.4
 """Weight of the student's own auxiliary head inside the task loss (KNOWN)."""
 
@@ -76,6 +79,7 @@ class Distiller(nn.Module):
         teacher: None for a method without a teacher.
         parts: Calls that make up an optimiser step, where its batch is accumulated.
         taps: Feature name to path in the student, beside and in place of those that it declares.
+        second: Another teacher, on the student's grid and by KD alone, and its weight.
 
     Raises:
         UsageError: A tap that no loss reads, or one that a network does not declare, or an option that this student
@@ -91,9 +95,11 @@ class Distiller(nn.Module):
         teacher: Teacher | None = None,
         parts: int = 1,
         taps: Mapping[str, str] | None = None,
+        second: tuple[Teacher, float] | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
+        self.weights = {**plan.weights, **({SECOND: second[1]} if second else {})}
         self.student = student
         self.align_corners = bool(getattr(student, "align_corners", False))
         self.normalize = Normalize(student_input)
@@ -101,18 +107,18 @@ class Distiller(nn.Module):
         needed = {tap for name, options in plan.losses.items() for tap in LOSSES[name].needs(options)}
         self._student_taps = FeatureTaps(student, _paths(student, needed, "student", taps or {}))
         self._teacher: _Bound | None = None
+        self._second = _bind(second[0], {}, student_input.size_hw) if second else None
+        self._alike = KD({}, {}, num_classes)
         self.losses = nn.ModuleList()
         self._aux_loss: tuple[DistillLoss, ...] = ()  # not the module itself: the state would hold it twice
         if teacher is None:
             return
-        (h, w), (th, tw) = student_input.size_hw, teacher.preprocess.size_hw
-        teacher.network.eval().requires_grad_(False)
+        size_hw = student_input.size_hw
         paths = _paths(teacher.network, needed, "teacher", teacher.taps)
         if LEFT_OUT in teacher.network_taps:
             paths[LEFT_OUT] = teacher.network_taps[LEFT_OUT]
-        seen = FeatureTaps(teacher.network, paths)
-        self._teacher = _Bound(teacher, seen, Normalize(teacher.preprocess), (th / h, tw / w))
-        shapes = dry_run(self._student_taps, (h, w)), dry_run(seen, (th, tw))
+        self._teacher = _bind(teacher, paths, size_hw)
+        shapes = dry_run(self._student_taps, size_hw), dry_run(self._teacher.taps, teacher.preprocess.size_hw)
         for name, options in plan.losses.items():
             loss = LOSSES[name](*shapes, num_classes, options)
             loss.parts_a_step = parts
@@ -147,13 +153,15 @@ class Distiller(nn.Module):
                     target = torch.where(target == UNKNOWN, self._teacher.labels(taught, target), target)
                 for loss in self.losses:
                     terms.update(loss(student, taught, target, progress))
+        if self._second is not None:
+            terms[SECOND] = self._alike(student, self._second(image), target, progress)["kd"]
         terms = {"task": cross_entropy(student.logits, target, align_corners=self.align_corners), **terms}
         if student.aux is not None:
             terms["task"] = terms["task"] + AUX_WEIGHT * self._student_aux(student.aux, target)
         total = terms["task"].new_zeros(())
         for name, term in terms.items():
             balanced = self.balance(name, term) if name in self.plan.balanced else term
-            total = total + self.plan.weights[name] * balanced
+            total = total + self.weights[name] * balanced
         return StepOutput(total, {name: term.detach() for name, term in terms.items()})
 
     def statistics(self) -> dict[str, Tensor]:
@@ -210,6 +218,13 @@ class _Bound(NamedTuple):
         if LEFT_OUT not in said.taps:
             return found
         return found.masked_fill(to_grid(said.taps[LEFT_OUT], hw, corners)[:, 0] > best, IGNORE)
+
+
+def _bind(teacher: Teacher, paths: Mapping[str, str], student_hw: tuple[int, int]) -> _Bound:
+    """Freeze a teacher and make it ready for pictures of the student's size."""
+    teacher.network.eval().requires_grad_(False)
+    (h, w), (th, tw) = student_hw, teacher.preprocess.size_hw
+    return _Bound(teacher, FeatureTaps(teacher.network, paths), Normalize(teacher.preprocess), (th / h, tw / w))
 
 
 def to_scale(image: Tensor, scale: tuple[float, float], multiple: int = 1) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,13 +123,16 @@ def prepare(config: Config, console: Console, device: torch.device | None = None
     if t.channels_last:
         student.to(memory_format=torch.channels_last)
     student.to(device)
+    second: tuple[Teacher, float] | None = None
     if config.quantize.to:
+        if config.quantize.second_teacher:
+            second = Teacher(copy.deepcopy(student), preprocess, labels=False), config.quantize.second_teacher
         quantize_student(config, student, train, preprocess, console)
     elif world_size() > 1 and t.sync_bn:
         student = synchronise(student, device)
     average = Average(student, t.ema) if t.ema else None
     distiller = Distiller(
-        student, preprocess, len(train.labels), chosen, teacher, t.accumulate, method.student_taps
+        student, preprocess, len(train.labels), chosen, teacher, t.accumulate, method.student_taps, second
     ).to(device)
     if d.cache:  # all that is quick to refuse has been looked at
         train, val = cached(train, val, first)

@@ -15,6 +15,8 @@ from lfd.config import Config
 from lfd.distributed import same_buffers, world_size
 from lfd.job import AMP, Job
 from lfd.loader import Batch
+from lfd.quantize.fold import step_unfolded
+from lfd.quantize.student import find
 from lfd.schedule import build_optimizer, learning_rate
 from lfd.watch import Watch
 
@@ -39,6 +41,8 @@ class Stepper:
         self._job = job
         self._config = config
         self.optimizer = build_optimizer(config.optimizer, job.distiller)
+        if (int8 := find(job.distiller.student)) is not None:
+            step_unfolded(self.optimizer, int8.folded(job.distiller.student))
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=config.train.amp == "fp16")
         self.watch = Watch(job.train, job.device)
         self._trained = [p for p in job.distiller.parameters() if p.requires_grad]

@@ -3,10 +3,12 @@
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
 section 3.2: what is rounded in training must be the folded kernel. With the statistics of the float network frozen from
 the first step, folding can be done once, for good: the trained kernel is the exported one, at the price of a plain
-convolution.
+convolution. The optimiser goes on in the units of the kernel before folding (`step_unfolded`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         return self
 
 
-def fold(model: nn.Module, size_hw: tuple[int, int]) -> None:
+def fold(model: nn.Module, size_hw: tuple[int, int]) -> dict[str, Tensor]:
     """Fold and freeze a network's batch norms and take its dropout out, in place; in evaluation it stays what it was.
 
     Every module keeps its path: what became part of a convolution is an `nn.Identity`.
@@ -33,13 +35,18 @@ def fold(model: nn.Module, size_hw: tuple[int, int]) -> None:
     Args:
         model: The network, with trained statistics.
         size_hw: Input size.
+
+    Returns:
+        A folded convolution's path to the magnitude, (C,), by which each output channel's kernel was multiplied; 1 in
+        place of 0.
     """
     network = trace(model, size_hw)
+    factors: dict[str, Tensor] = {}
     for node in network.nodes:
         pair = _pair(model, network, node)
         if pair is not None:
             conv, norm = pair
-            _absorb(conv, norm)
+            factors[module_of(network.producer[node.input[0]].name)] = _absorb(conv, norm)
             model.set_submodule(module_of(node.name), nn.Identity())
     for path, module in list(model.named_modules()):
         if isinstance(module, (nn.Dropout, nn.Dropout2d)):
@@ -48,6 +55,36 @@ def fold(model: nn.Module, size_hw: tuple[int, int]) -> None:
         elif type(module) is nn.BatchNorm2d and module.track_running_stats:
             module.__class__ = FrozenBatchNorm2d
             module.eval()
+    return factors
+
+
+def step_unfolded(optimizer: torch.optim.Optimizer, kernels: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+    """Let an optimiser take its steps on kernels as they were before folding.
+
+    A step of Adam is as long for a small number as for a large one. Folding multiplies channels by factors that differ
+    a thousandfold in a MobileNet, so that the steps which suited the float network would be far too long for some
+    channels and nothing for others. Momentum and weight decay are in those units too.
+
+    Args:
+        optimizer: Of the parameters, made.
+        kernels: Parameters, and what each was multiplied by, to be broadcast to it.
+    """
+
+    @torch.no_grad()
+    def unfold(*_: object) -> None:
+        for kernel, factor in kernels:
+            if kernel.grad is not None:
+                kernel.div_(factor)
+                kernel.grad.mul_(factor)
+
+    @torch.no_grad()
+    def refold(*_: object) -> None:
+        for kernel, factor in kernels:
+            if kernel.grad is not None:
+                kernel.mul_(factor)
+
+    optimizer.register_step_pre_hook(unfold)
+    optimizer.register_step_post_hook(refold)
 
 
 def _pair(model: nn.Module, network: Topology[Call], node: Call) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
@@ -64,8 +101,12 @@ def _pair(model: nn.Module, network: Topology[Call], node: Call) -> tuple[nn.Con
 
 
 @torch.no_grad()
-def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Make a convolution do what it and its batch norm do in evaluation; in double precision, rounded once."""
+def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """Make a convolution do what it and its batch norm do in evaluation; in double precision, rounded once.
+
+    Returns:
+        What `fold` does of it.
+    """
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None  # noqa: S101  _pair saw to it
     factor = 1 / torch.sqrt(variance.double() + norm.eps)
@@ -77,3 +118,5 @@ def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         shift = shift + norm.bias.double()
     conv.weight.copy_(conv.weight.double() * factor.view(-1, 1, 1, 1))
     conv.bias = nn.Parameter(shift.to(conv.weight.dtype))
+    magnitude = factor.abs().to(conv.weight.dtype)
+    return torch.where(magnitude > 0, magnitude, torch.ones_like(magnitude))

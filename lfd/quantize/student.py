@@ -42,6 +42,7 @@ class Int8(nn.Module):
     Args:
         network: What is rounded where.
         pixels: (1, 3, 1, 1), 255 times the deviation that the picture was divided by.
+        factors: What `lfd.quantize.fold.fold` returned.
 
     Attributes:
         mode: `off`, the network is the float one; `simulate`; or `mark`, nothing is rounded, and what would be is
@@ -52,7 +53,7 @@ class Int8(nn.Module):
 
     pixels: Tensor
 
-    def __init__(self, network: Plan, pixels: Tensor) -> None:
+    def __init__(self, network: Plan, pixels: Tensor, factors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.plan = network
         self.mode: Mode = "off"
@@ -61,6 +62,9 @@ class Int8(nn.Module):
         self.register_buffer("pixels", pixels, persistent=False)
         self.register_buffer("flavour", torch.tensor(TARGETS.index(network.target)))  # for `target_in`
         self.ranges = nn.ModuleDict({_key(name): _quantizer(network.target) for name in network.tensors})
+        self.factors = nn.Module()  # kept with the weights, so that training goes on in the same units
+        for path, factor in factors.items():
+            self.factors.register_buffer(_key(path), factor)
         self._calls = Calls(self._visit)
         self._mode: Any = self._calls  # as a context, which torch leaves untyped
         self._inside = False
@@ -99,6 +103,11 @@ class Int8(nn.Module):
             for quantizer in map(self._of, self.plan.tensors)
         )
 
+    def folded(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """Return a network's folded kernels and what they were multiplied by, for `lfd.quantize.fold.step_unfolded`."""
+        found = [(model.get_parameter(f"{_path(key)}.weight"), factor) for key, factor in self.factors.named_buffers()]
+        return [(kernel, factor.view(-1, *[1] * (kernel.dim() - 1))) for kernel, factor in found]
+
     def begin(self, *_: Any) -> None:
         """Before the network's pass."""
         if self.mode == "off":
@@ -126,9 +135,9 @@ class Int8(nn.Module):
 
     def _visit(self, call: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs, weights = self.plan.inputs.get(call, {}), self.plan.weights.get(call, {})
-        if inputs or (weights and self.mode == "simulate"):
+        simulates = self.mode == "simulate"
+        if inputs or (weights and simulates):
             given = tensors_of((args, kwargs))
-            simulates = self.mode == "simulate"
             units = self.pixels if simulates and call == self.plan.first else None  # in which the file has it
             for index, name in inputs.items():
                 given[index] = in_units(given[index], units, partial(self._round, name=name))
@@ -143,6 +152,8 @@ class Int8(nn.Module):
                 given[index] = in_units(given[index], units, change, inverse=True)
             args, kwargs = _put((args, kwargs), iter(given))
         result = func(*args, **kwargs)
+        if simulates and self.target == "trt" and isinstance(result, Tensor) and result.dtype == torch.float32:
+            result = in_half(result)  # what is not int8 in the file is fp16
         outputs = self.plan.outputs.get(call)
         if not outputs:
             return result
@@ -206,6 +217,10 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
+def _path(key: str) -> str:
+    return key.replace("/", ".")
+
+
 def _put(value: Any, tensors: Iterator[Tensor]) -> Any:
     """Return a value with its tensors replaced, in the order of `tensors_of`."""
     if isinstance(value, Tensor):
@@ -244,12 +259,12 @@ def attach(model: nn.Module, target: Target, preprocess: Preprocess) -> Int8:
         UsageError: It has nothing that runs in int8.
     """
     _torchao("fake_quantize")  # before anything is changed
-    fold(model, preprocess.size_hw)
+    factors = fold(model, preprocess.size_hw)
     network = plan(trace(model, preprocess.size_hw), target)
     if not network.weights:
         raise UsageError(f"{type(model).__name__}: has no convolution or product that could run in int8")
     device = next(model.parameters()).device
-    int8 = Int8(network, 255 * torch.tensor(preprocess.std).view(1, 3, 1, 1)).to(device)
+    int8 = Int8(network, 255 * torch.tensor(preprocess.std).view(1, 3, 1, 1), factors).to(device)
     paths = list(model.named_modules())
     for path, module in paths:
         module.register_forward_pre_hook(_Hook(int8, path, True))

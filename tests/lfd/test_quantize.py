@@ -263,7 +263,7 @@ EVERYTHING = {
     "train": {"ema": 0.9, "accumulate": 2, "amp": "bf16"},
     "optimizer": {"clip_norm": 1.0, "warmup": 2, "schedule": "cosine"},
     "distill": {"balance": "ema"},
-    "quantize": {"target": "trt", "observe": 0.7},
+    "quantize": {"target": "trt", "observe": 0.7, "second_teacher": 0.5},
     "data": {"size": "32x32"},
 }
 
