@@ -108,7 +108,7 @@ def test_what_is_made_is_not_made_again_and_other_steps_are_another_training(run
     (tmp_path / "out" / student.name / "tuned_int8_4_0.json").unlink()
     assert len(typed(4)) == 1
     for again in (typed(3), typed(4, 1)):
-        assert sum(line.startswith("lfd-train") for line in again) == 3
+        assert sum(line.startswith("lfd-train") for line in again) == 4
         assert not any(f"/{row}.onnx --report" in line for line in again for row in ("plain", "gated"))
 
 
