@@ -72,8 +72,8 @@ class DeployGraph(nn.Module):
     The channel flip and 1 / (255 std) are folded into the first convolution, which costs nothing at run
     time; the mean stays a subtraction in front of it, because zero padding must stay the mean colour. A network that
     does not begin with one convolution has both in front of it.
-    The logits are enlarged by two matrix products, rows and columns, which is bilinear interpolation to the last digits
-    and takes the runtimes a fraction of the time that their Resize takes (MOST_PRODUCTS).
+    Logits of a small grid are enlarged by two matrix products, columns and rows, which is bilinear interpolation to the
+    last digits and quicker than the Resize of runtimes on a CPU (MOST_PRODUCTS).
     The class map goes through float32 on its way to uint8, since TensorRT takes uint8 only at the border.
 
     Args:
@@ -109,9 +109,11 @@ class DeployGraph(nn.Module):
     def _interpolations(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Return (H, h) and (w, W), between which the logits are multiplied; nothing where that is the longer way."""
         with torch.no_grad():
-            h, w = self.network(torch.zeros(1, 3, *self.size_hw))["out"].shape[-2:]
-        height, width = self.size_hw
-        if (h, w) == (height, width) or h * w / height + h > MOST_PRODUCTS:
+            logits = self.network(torch.zeros(1, 3, *self.size_hw))["out"]
+        (h, w), (height, width) = logits.shape[-2:], self.size_hw
+        # 0 times an infinite logit, with which a class may be ruled out, is no number.
+        ruled_out = not bool(torch.isfinite(logits).all())
+        if ruled_out or (h, w) == (height, width) or h * w / height + h > MOST_PRODUCTS:
             return None, None
         return _interpolation(h, height, self.align_corners), _interpolation(w, width, self.align_corners).T
 

@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from lfd.quantize.topology import BESIDE, CORE, Topology
+from lfd.quantize.topology import BESIDE, CORE, UPSAMPLING, Topology
 
 __all__ = ["BESIDE", "CORE", "PAIR", "Graph", "drop_unused", "prepare", "replace_nodes"]
 
@@ -32,6 +32,11 @@ class Graph(Topology[NodeProto]):
         """Tell whether a tensor holds floats; a graph that shapes were inferred for knows all of them."""
         tensor = self.constants.get(name)
         return (self.types.get(name) if tensor is None else tensor.data_type) in FLOATS
+
+    def is_core(self, node: NodeProto) -> bool:
+        """Tell whether a node is one of CORE and does not enlarge the logits."""
+        enlarges = any(name.removesuffix("_fp16") in UPSAMPLING and name in self.constants for name in node.input)
+        return super().is_core(node) and not enlarges
 
     def constant(self, name: str) -> NDArray[np.generic]:
         """Return a constant's value."""

@@ -126,7 +126,7 @@ def load_model(path: Path, adopt: tuple[Labels, tuple[int, int]] | None = None) 
     fill(model, state, str(file))
     if (int8 := find(model)) is not None and not int8.sound():
         raise CheckpointError(
-            f"{file}: its INT8 has a range that is none; expected positive scales, zero points inside"
+            f"{file}: its INT8 has a range or a factor that is none; expected positive ones, zero points inside"
         )
     return model.eval(), spec
 

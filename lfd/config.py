@@ -162,7 +162,7 @@ class QuantizeConfig:
             norms folded; "" trains in float.
         target: Who is to run the file: `ort`, `openvino` or `trt`.
         observe: Share of the run during which the ranges follow the activations; then they stay.
-        second_teacher: Weight of KD from the student as it began, in float; 0 leaves it out.
+        second_teacher: Weight of KD from the student as it began, without rounding; 0 leaves it out.
     """
 
     to: str = ""

@@ -201,7 +201,10 @@ def origin_of(config: Config, params: int, macs: int) -> dict[str, Scalar]:
     """Return what a model's specification says of how it was made."""
     t, d = config.train, config.distill
     begun = {"init": digest_of(Path(t.init))} if t.init else {}
-    quantized = {"quantize": config.quantize.to, "target": config.quantize.target} if config.quantize.to else {}
+    q = config.quantize
+    quantized: dict[str, Scalar] = {}
+    if q.to:
+        quantized = {"quantize": q.to, "target": q.target, "second_teacher": q.second_teacher}
     return {
         "data": config.data.source.partition(":")[0],
         "method": d.method if d.teacher else "labels",

@@ -63,19 +63,21 @@ def step_unfolded(optimizer: torch.optim.Optimizer, kernels: Sequence[tuple[nn.P
 
     A step of Adam is as long for a small number as for a large one. Folding multiplies channels by factors that differ
     a thousandfold in a MobileNet, so that the steps which suited the float network would be far too long for some
-    channels and nothing for others. Momentum and weight decay are in those units too.
+    channels and nothing for others. Gradients, which may be clipped, momentum and weight decay are in those units too.
 
     Args:
         optimizer: Of the parameters, made.
         kernels: Parameters, and what each was multiplied by, to be broadcast to it.
     """
+    for kernel, factor in kernels:
+        if kernel.requires_grad:
+            kernel.register_hook(lambda gradient, factor=factor: gradient * factor)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def unfold(*_: object) -> None:
         for kernel, factor in kernels:
             if kernel.grad is not None:
                 kernel.div_(factor)
-                kernel.grad.mul_(factor)
 
     @torch.no_grad()
     def refold(*_: object) -> None:
@@ -97,6 +99,10 @@ def _pair(model: nn.Module, network: Topology[Call], node: Call) -> tuple[nn.Con
         sum(module_of(other.name) == module_of(call.name) for other in network.nodes) == 1 for call in (made, node)
     )
     fits = type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_mean is not None and once
+    # A weight that is computed, or that another module has too, cannot be another here.
+    own = conv._parameters.get("weight")
+    holders = sum(p is own for module in model.modules() for p in module._parameters.values())
+    fits = fits and own is not None and holders == 1
     return (conv, norm) if fits else None  # type: ignore[return-value]
 
 
@@ -117,6 +123,6 @@ def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     if norm.bias is not None:
         shift = shift + norm.bias.double()
     conv.weight.copy_(conv.weight.double() * factor.view(-1, 1, 1, 1))
-    conv.bias = nn.Parameter(shift.to(conv.weight.dtype))
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), conv.weight.requires_grad)
     magnitude = factor.abs().to(conv.weight.dtype)
     return torch.where(magnitude > 0, magnitude, torch.ones_like(magnitude))

@@ -32,12 +32,6 @@ def held(scale: Tensor, target: Target) -> Tensor:
     return torch.where((half < scale) & (up < torch.inf), up, half)
 
 
-def in_half(tensor: Tensor) -> Tensor:
-    """Return float32 values rounded to numbers of fp16; the gradient passes, and is not rounded."""
-    values = tensor.detach()
-    return tensor + (values.half().float() - values)
-
-
 @torch.library.custom_op("lfd::mark", mutates_args=())
 def mark(tensor: Tensor, number: int) -> Tensor:
     """Return a tensor as it is; in an exported graph the call says which one it is."""
@@ -68,6 +62,24 @@ class _Straight(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         del ctx
         return gradient, None
+
+
+class _Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        del ctx
+        return tensor.half().float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        del ctx
+        return gradient
+
+
+def in_half(tensor: Tensor) -> Tensor:
+    """Return float32 values rounded to numbers of fp16, too large ones infinite; the gradient passes unrounded."""
+    rounded: Tensor = _Half.apply(tensor)
+    return rounded
 
 
 def round_weights(weights: Tensor, axis: int | None, target: Target) -> Tensor:

@@ -94,14 +94,14 @@ class Int8(nn.Module):
         return [(float(held(quantizer.scale, self.target)), int(quantizer.zero_point)) for quantizer in found]
 
     def sound(self) -> bool:
-        """Tell whether every range is one; those of a file from outside need not be."""
+        """Tell whether every range and every factor is one; those of a file from outside need not be."""
         low, high = (0, 255) if self.target == "ort" else (0, 0)
         return all(
             bool(quantizer.scale > 0)
             and low <= int(quantizer.zero_point) <= high
             and bool(quantizer.activation_post_process.min_val <= quantizer.activation_post_process.max_val)
             for quantizer in map(self._of, self.plan.tensors)
-        )
+        ) and all(bool((torch.isfinite(factor) & (factor > 0)).all()) for factor in self.factors.buffers())
 
     def folded(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
         """Return a network's folded kernels and what they were multiplied by, for `lfd.quantize.fold.step_unfolded`."""
@@ -152,8 +152,8 @@ class Int8(nn.Module):
                 given[index] = in_units(given[index], units, change, inverse=True)
             args, kwargs = _put((args, kwargs), iter(given))
         result = func(*args, **kwargs)
-        if simulates and self.target == "trt" and isinstance(result, Tensor) and result.dtype == torch.float32:
-            result = in_half(result)  # what is not int8 in the file is fp16
+        if simulates and self.target == "trt":
+            result = _halved(result, tensors_of((args, kwargs)))  # what is not int8 in the file is fp16
         outputs = self.plan.outputs.get(call)
         if not outputs:
             return result
@@ -219,6 +219,17 @@ def _key(name: str) -> str:
 
 def _path(key: str) -> str:
     return key.replace("/", ".")
+
+
+def _halved(result: Any, given: list[Tensor]) -> Any:
+    """Return what was computed of tensors in fp16; a view of one of them as it is, since it may be written to."""
+    if not given or not isinstance(result, Tensor) or result.dtype != torch.float32:
+        return result
+    memory = result.untyped_storage().data_ptr()
+    views = all(result is not tensor for tensor in given) and any(
+        tensor.untyped_storage().data_ptr() == memory for tensor in given
+    )
+    return result if views else in_half(result)
 
 
 def _put(value: Any, tensors: Iterator[Tensor]) -> Any:

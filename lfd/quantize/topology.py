@@ -71,10 +71,9 @@ class Topology(Generic[N]):
     def _to(self, node: N) -> list[N]:
         return [user for name in node.output for user in self.consumers.get(name, ())]
 
-    @staticmethod
-    def is_core(node: N) -> bool:
-        """Tell whether a node is one of CORE, and not of UPSAMPLING."""
-        return node.op_type in CORE and not any(name.startswith(UPSAMPLING) for name in node.input)
+    def is_core(self, node: N) -> bool:
+        """Tell whether a node is one of CORE."""
+        return node.op_type in CORE
 
     def _near(self, neighbours: list[N], known: dict[str, set[str]]) -> set[str]:
         found: set[str] = set()

@@ -234,6 +234,25 @@ def test_many_products_are_left_to_resize(grid: tuple[int, int], by_matrices: bo
     assert (graph.upsample_columns is not None) == by_matrices
 
 
+class RuledOut(Shrinking):
+    """A cell in which a class is never chosen."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = super().forward(x)["out"].clone()
+        out[:, 1, 2, 3] = -torch.inf
+        return {"out": out}
+
+
+def test_a_class_that_is_ruled_out_in_a_cell_is_ruled_out_there_alone() -> None:
+    """0 times infinity is no number: the products would spread it over all rows and columns."""
+    frame = torch.randint(0, 256, (1, 48, 64, 3), dtype=torch.uint8)
+    found, free = (DeployGraph(m((6, 8), False), Preprocess((48, 64)), "logits")(frame) for m in (RuledOut, Shrinking))
+    near = torch.zeros(48, 64, dtype=torch.bool)
+    near[12:28, 20:36] = True  # of the cell's centre in each direction by a cell
+    assert torch.allclose(found[:, :, ~near], free[:, :, ~near], atol=1e-5)
+    assert not torch.isfinite(found[0, 1, 16:24, 24:32]).any()
+
+
 class Fixed(torch.nn.Module):
     """A network that only knows two frames."""
 

@@ -26,6 +26,7 @@ from lfd.data import open_dataset
 from lfd.errors import DataError, ExportError, ModelError, UsageError
 from lfd.models import create_model
 from lfd.preprocess import Image, fit_frame
+from lfd.quantize.topology import UPSAMPLING
 from lfd.spec import METADATA_KEY, Labels, ModelSpec, Preprocess
 
 HW = (64, 96)
@@ -139,10 +140,15 @@ def test_the_file_for_onnx_runtime_has_its_flavour(
             assert stored.data_type == TensorProto.INT8
             assert list(graph.constants[weights.input[1]].dims) == [stored.dims[0]]
             assert graph.producer[node.input[0]].op_type == "DequantizeLinear"
-    for node in graph.proto.node:
-        if node.op_type in ("ArgMax", "Resize", "MatMul", "HardSwish", "HardSigmoid", "ReduceMean"):
-            users = graph.consumers[node.output[0]]
-            assert node.op_type != "ArgMax" or all(u.op_type == "Cast" for u in users)
+    enlarging = [node for node in graph.proto.node if set(node.input) & set(UPSAMPLING)]
+    assert [node.op_type for node in enlarging] == ["MatMul", "MatMul"]
+    for node in enlarging:
+        makers = [graph.producer[name].op_type for name in node.input if name in graph.producer]
+        constants = [graph.constants[name].data_type for name in node.input if name in graph.constants]
+        assert constants == [TensorProto.FLOAT] and set(makers) <= {"DequantizeLinear", "Add", "Conv", "MatMul"}
+        assert all(user.op_type in ("MatMul", "ArgMax") for user in graph.consumers[node.output[0]]), (
+            "no pair behind it"
+        )
     assert {n.op_type for n in graph.proto.node} & {"Relu"} == set() or name.startswith("lraspp")
     assert [e.domain for e in model.opset_import] == [""]
     onnx.save(model, tmp_path / "x.onnx")

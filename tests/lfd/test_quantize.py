@@ -397,8 +397,14 @@ def test_a_configuration_without_sense_is_refused(arguments: list[str], says: st
     ("key", "value", "says"),
     [
         ("int8.flavour", 9, "for a target that is not known here"),
-        ("int8.ranges.picture.scale", -0.5, "a range that is none; expected positive scales, zero points inside"),
-        ("int8.ranges.picture.zero_point", 1, "a range that is none"),
+        (
+            "int8.ranges.picture.scale",
+            -0.5,
+            "a range or a factor that is none; expected positive ones, zero points inside",
+        ),
+        ("int8.ranges.picture.zero_point", 1, "a range or a factor that is none"),
+        ("int8.factors.backbone/0/0", 0.0, "a range or a factor that is none"),
+        ("int8.factors.backbone/0/0", float("inf"), "not finite everywhere"),
     ],
 )
 def test_a_file_of_int8_is_looked_at_when_loaded(

@@ -78,6 +78,70 @@ def test_a_step_on_a_folded_kernel_is_the_step_before_folding(make: Callable[...
     assert all(not torch.equal(folded.conv.weight[i], before[i]) for i in range(3))
 
 
+def test_gradients_are_in_the_units_from_before_so_that_clipping_is() -> None:
+    model = Pair().eval()
+    factors = fold(model, (8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    model(x)["out"].square().mean().backward()
+    folded = model.conv.weight.grad
+    assert folded is not None
+    model.zero_grad()
+    step_unfolded(torch.optim.SGD(model.parameters(), 0.1), [(model.conv.weight, factors["conv"].view(-1, 1, 1, 1))])
+    model(x)["out"].square().mean().backward()
+    assert torch.allclose(model.conv.weight.grad, folded * factors["conv"].view(-1, 1, 1, 1))  # type: ignore[arg-type]
+
+
+class Tied(nn.Module):
+    """Two convolutions that share a kernel, of which only one has a batch norm; and one that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(3))
+        self.b.weight = self.a.weight
+        self.norm, self.end = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.c.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.end(self.c(self.norm(self.a(x)) + self.b(x)))}
+
+
+def test_a_kernel_that_others_have_too_is_not_folded() -> None:
+    torch.manual_seed(0)
+    model, x = Tied(), torch.randn(2, 3, 8, 8)
+    model(x)
+    before = model.eval()(x)["out"]
+    assert list(fold(model, (8, 8))) == ["c"]
+    assert torch.allclose(model(x)["out"], before, atol=1e-5)
+    assert model.c.bias is not None and not model.c.bias.requires_grad, "frozen stays frozen"
+
+
+class Rows(nn.Module):
+    """Writes into views, and rules cells out by what fp16 has no number for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.conv(x)
+        y[:, :2].mul_(0)
+        y.view(-1).add_(0.5)
+        shut = torch.zeros_like(y).masked_fill_(y < 0, -1e9)
+        return {"out": self.last(torch.softmax(y + shut + shut, 1) + y)}
+
+
+def test_for_tensorrt_views_stay_views_and_infinities_infinities() -> None:
+    torch.manual_seed(0)
+    model, x = Rows().eval(), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        before = model(x)["out"]
+        int8 = attach(model, "trt", Preprocess((8, 8)))
+        int8.mode, int8.observing = "simulate", True
+        int8.train()
+        found = model(x)["out"]
+    assert float((found - before).abs().mean()) < 0.05 * float(before.abs().max()), "but for cells near 0"
+
+
 def test_for_tensorrt_what_is_not_int8_is_rounded_to_fp16_after_each_operation() -> None:
     """Its file's float remainder is fp16; the other targets' is fp32."""
     for target in ("trt", "openvino"):
