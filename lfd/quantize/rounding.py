@@ -83,7 +83,7 @@ def in_half(tensor: Tensor) -> Tensor:
 
 
 def round_weights(weights: Tensor, axis: int | None, target: Target) -> Tensor:
-    """Return a kernel on the grid of its int8 form: symmetric, its largest magnitude 127 steps, a scale a channel.
+    """Return a kernel as its int8 form is dequantised: symmetric, its largest magnitude 127 steps, a scale a channel.
 
     Args:
         weights: The kernel.
@@ -96,6 +96,8 @@ def round_weights(weights: Tensor, axis: int | None, target: Target) -> Tensor:
         rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero, -QMAX, QMAX)
     else:
         rounded = torch.fake_quantize_per_channel_affine(values, scale, zero, axis, -QMAX, QMAX)
+    if target == "trt":  # whose file dequantises to fp16
+        rounded = in_half(rounded)
     straight: Tensor = _Straight.apply(weights, rounded)
     return straight
 

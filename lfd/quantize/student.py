@@ -152,8 +152,6 @@ class Int8(nn.Module):
                 given[index] = in_units(given[index], units, change, inverse=True)
             args, kwargs = _put((args, kwargs), iter(given))
         result = func(*args, **kwargs)
-        if simulates and self.target == "trt":
-            result = _halved(result, tensors_of((args, kwargs)))  # what is not int8 in the file is fp16
         outputs = self.plan.outputs.get(call)
         if not outputs:
             return result
@@ -219,17 +217,6 @@ def _key(name: str) -> str:
 
 def _path(key: str) -> str:
     return key.replace("/", ".")
-
-
-def _halved(result: Any, given: list[Tensor]) -> Any:
-    """Return what was computed of tensors in fp16; a view of one of them as it is, since it may be written to."""
-    if not given or not isinstance(result, Tensor) or result.dtype != torch.float32:
-        return result
-    memory = result.untyped_storage().data_ptr()
-    views = all(result is not tensor for tensor in given) and any(
-        tensor.untyped_storage().data_ptr() == memory for tensor in given
-    )
-    return result if views else in_half(result)
 
 
 def _put(value: Any, tensors: Iterator[Tensor]) -> Any:

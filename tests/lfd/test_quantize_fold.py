@@ -6,9 +6,12 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from lfd.distiller import SECOND, Distiller, Teacher
@@ -17,7 +20,9 @@ from lfd.losses.common import IGNORE
 from lfd.methods import plan
 from lfd.normalize import Normalize
 from lfd.quantize.fold import fold, step_unfolded
+from lfd.quantize.rounding import in_half, round_weights, scale_of
 from lfd.quantize.student import attach
+from lfd.quantize.topology import TARGETS, Target
 from lfd.recipe import from_mapping
 from lfd.spec import Preprocess
 from tests.lfd.test_quantize import HW, network
@@ -115,48 +120,28 @@ def test_a_kernel_that_others_have_too_is_not_folded() -> None:
     assert model.c.bias is not None and not model.c.bias.requires_grad, "frozen stays frozen"
 
 
-class Rows(nn.Module):
-    """Writes into views, and rules cells out by what fp16 has no number for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        y = self.conv(x)
-        y[:, :2].mul_(0)
-        y.view(-1).add_(0.5)
-        shut = torch.zeros_like(y).masked_fill_(y < 0, -1e9)
-        return {"out": self.last(torch.softmax(y + shut + shut, 1) + y)}
-
-
-def test_for_tensorrt_views_stay_views_and_infinities_infinities() -> None:
-    torch.manual_seed(0)
-    model, x = Rows().eval(), torch.randn(1, 3, 8, 8)
-    with torch.no_grad():
-        before = model(x)["out"]
-        int8 = attach(model, "trt", Preprocess((8, 8)))
-        int8.mode, int8.observing = "simulate", True
-        int8.train()
-        found = model(x)["out"]
-    assert float((found - before).abs().mean()) < 0.05 * float(before.abs().max()), "but for cells near 0"
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_are_what_the_file_dequantises_to(target: Target) -> None:
+    """By the reference implementation of DequantizeLinear: in fp16 for TensorRT, in fp32 for the others."""
+    weights = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    scale = scale_of(weights, 0, target).numpy()
+    steps = np.clip(np.rint(weights.numpy() / scale.reshape(-1, 1, 1, 1)), -127, 127).astype(np.int8)
+    node = helper.make_node("DequantizeLinear", ["q", "s"], ["y"], axis=0)
+    names = [helper.make_tensor_value_info(n, t, None) for n, t in (("q", 3), ("s", 10 if target == "trt" else 1))]
+    graph = helper.make_graph([node], "g", names, [helper.make_tensor_value_info("y", 1, None)])
+    reference = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    (wanted,) = reference.run(None, {"q": steps, "s": scale.astype(np.float16) if target == "trt" else scale})
+    found = round_weights(weights, 0, target).numpy()
+    assert np.array_equal(found, wanted.astype(np.float32))
+    assert bool((found == found.astype(np.float16)).all()) == (target == "trt")
 
 
-def test_for_tensorrt_what_is_not_int8_is_rounded_to_fp16_after_each_operation() -> None:
-    """Its file's float remainder is fp16; the other targets' is fp32."""
-    for target in ("trt", "openvino"):
-        model = network("lraspp_mobilenet_v3_small")
-        int8 = attach(model, target, Preprocess(HW))  # type: ignore[arg-type]
-        int8.mode, int8.observing = "simulate", True
-        seen: list[Tensor] = []
-        gates = [m for m in model.modules() if isinstance(m, (nn.Hardswish, nn.Hardsigmoid))]
-        for module in gates:
-            module.register_forward_hook(lambda *given, seen=seen: seen.append(given[2]))
-        with torch.no_grad():
-            int8.train()
-            model(torch.randn(1, 3, *HW))
-        assert len(seen) == len(gates) > 20
-        assert all(torch.equal(x, x.half().float()) for x in seen) == (target == "trt")
+def test_what_is_too_large_for_fp16_is_infinite_and_no_nan() -> None:
+    values = torch.tensor([-torch.inf, -1e9, 1.0], requires_grad=True)
+    half = in_half(in_half(values))
+    half[2].backward()
+    assert half.tolist() == [-torch.inf, -torch.inf, 1.0] and values.grad is not None
+    assert values.grad.tolist() == [0.0, 0.0, 1.0]
 
 
 def test_the_student_as_it_began_is_a_second_teacher() -> None:
