@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 
@@ -24,7 +23,7 @@ def handlers() -> Iterator[None]:
 
 def send(*numbers: signal.Signals) -> None:
     for number in numbers:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
 
 @pytest.mark.parametrize("first", SIGNALS, ids=str)

@@ -99,10 +99,10 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored() -> None:
         with Interrupts() as interrupts:
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
             assert not interrupts()
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             assert interrupts()
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before[1])
     assert [signal.getsignal(number) for number in numbers] == before

@@ -345,10 +345,10 @@ def test_signals_interrupt_once_and_the_report_is_written(
     write = bundle.write_texts
 
     def writes(texts: Mapping[Path, str]) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         write(texts)
 
-    monkeypatch.setattr(bundle, "take_turns", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(bundle, "take_turns", lambda *_: signal.raise_signal(number))
     monkeypatch.setattr(bundle, "write_texts", writes)
     code, _, errors = run(source, pictures, tmp_path / "o")
     assert code == 130 and "keeps small_fp32.onnx" in errors.splitlines()[-1]
@@ -365,7 +365,7 @@ def test_ctrl_c_at_the_very_end_waits_for_the_report(
     write = bundle.write_texts
 
     def writes(texts: Mapping[Path, str]) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         write(texts)
 
     def broken(*_: object) -> None:
@@ -385,8 +385,8 @@ def test_ctrl_c_at_the_very_end_waits_for_the_report(
 def test_a_second_ctrl_c_gives_up_the_report_and_leaves_nothing_aside(
     source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle, "take_turns", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    monkeypatch.setattr(Shelf, "sweep", lambda shelf, complete: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(bundle, "take_turns", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(Shelf, "sweep", lambda shelf, complete: signal.raise_signal(signal.SIGINT))
     code, _, errors = run(source, pictures, tmp_path / "o")
     assert code == 130 and errors.splitlines()[-1] == "interrupted"
     assert {p.suffix for p in (tmp_path / "o").iterdir()} == {".onnx"}
@@ -401,10 +401,10 @@ def test_between_the_reports_two_names_a_second_ctrl_c_leaves_the_record(
     def renames(path: Path, target: Path) -> Path:
         found = rename(path, target)
         if Path(target).name.startswith("report"):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return found
 
-    monkeypatch.setattr(bundle, "take_turns", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(bundle, "take_turns", lambda *_: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(Path, "replace", renames)
     assert run(source, pictures, tmp_path / "o")[0] == 130
     assert not (tmp_path / "o/report.md").exists() and not read(tmp_path / "o")[0]["complete"]

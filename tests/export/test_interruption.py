@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -58,7 +57,7 @@ def unheard() -> Iterator[None]:
 def after(work: Callable[..., Any], number: signal.Signals) -> Callable[..., Any]:
     def interrupted(*arguments: Any, **options: Any) -> Any:
         found = work(*arguments, **options)
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         return found
 
     return interrupted

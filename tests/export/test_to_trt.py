@@ -270,7 +270,7 @@ def test_ctrl_c_stops_at_the_next_step(tmp_path: Path, install: Install, monkeyp
     def step(number: int) -> None:
         steps.append(number)
         if number == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         stopping.wait(20)
 
     def note(progress: Progress) -> None:

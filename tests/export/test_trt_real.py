@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def test_a_real_engine_has_the_precision_asked_for(
 def test_a_real_build_can_be_interrupted(tmp_path: Path, real_tensorrt: Any) -> None:
     def interrupt(progress: Progress) -> None:
         if not progress.stopping:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match="no engine"):
         build_engine(write(tmp_path / "m.onnx", "fp16"), tmp_path / "m.engine", TrtOptions(), interrupt)

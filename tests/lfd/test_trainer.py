@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -190,7 +189,7 @@ def stop_after(steps: int, run: Any) -> None:
     def step(self: RunLog, number: int, *args: Any) -> None:
         original(self, number, *args)
         if number == steps:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "step", step)

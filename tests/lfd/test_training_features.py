@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -208,7 +207,7 @@ def test_a_step_that_nobody_has_looked_at_is_not_saved_on_stopping(
     def spoil(self: Stepper, number: int, loader: Any) -> Any:
         total, terms, seen = original(self, number, loader)
         if number == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             terms["task"] = terms["task"] * float("nan")
         return total, terms, seen
 
