@@ -62,7 +62,7 @@ def step_unfolded(optimizer: torch.optim.Optimizer, kernels: Sequence[tuple[nn.P
     """Let an optimiser take its steps on kernels as they were before folding.
 
     A step of Adam is as long for a small number as for a large one. Folding multiplies channels by factors that differ
-    a thousandfold in a MobileNet, so that the steps which suited the float network would be far too long for some
+    a hundredfold in a MobileNet, so that the steps which suited the float network would be far too long for some
     channels and nothing for others. Gradients, which may be clipped, momentum and weight decay are in those units too.
 
     Args:
