@@ -329,8 +329,13 @@ def test_an_interruption_keeps_what_is_finished(
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Give back the handlers of signals: a command that was interrupted ignores what follows."""
+    """Give back the handlers of signals: a command that was interrupted ignores what follows.
+
+    They are the system's before, for tests that were started by nohup too: what it ignores, a command ignores.
+    """
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
