@@ -16,7 +16,7 @@ MOST_PRODUCTS = 100
 """Products for one logit of the class map up to which matrices enlarge the logits. Resize and argmax against the
 products and argmax, ms, one core, 12 classes, ONNX Runtime; OpenVINO, fp32. To 180x240 from 23x30: 1.1, 0.5; 2.2, 0.4.
 To 360x480 from 45x60 (52 products): 4.3, 2.7; 8.6, 1.9. To 180x240 from 90x120 (150): 1.1, 1.2; 2.2, 1.2. To 1080x1920
-from 135x240 (165): 54, 84; 120, 69."""
+from 68x120 (76): 54, 62; 113, 58; from 135x240 (165): 54, 84; 120, 69."""
 
 
 def _first_convolution(model: nn.Module, size_hw: tuple[int, int]) -> nn.Conv2d | None:
