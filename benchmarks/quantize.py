@@ -103,8 +103,8 @@ def training(name: str, student: Student, teacher: Path, data: str, steps: int, 
     """Return what is typed for a training behind `lfd-train`, without --out."""
     command, rounds, more = TRAININGS[name]
     words = [command, "--init", str(student.run), "--data", data, "--recipe", "cpu_small", *student.input()]
-    sets = (f"optimizer.lr={LR}", f"optimizer.warmup={min(WARMUP, steps)}", f"train.ema={AVERAGE}")
-    sets += ("train.eval_every=50", *more)
+    sets = [f"optimizer.lr={LR}", f"optimizer.warmup={min(WARMUP, steps)}", f"train.ema={AVERAGE}"]
+    sets += ["train.eval_every=50", *more]
     words += ["--steps", str(steps), "--seed", str(seed), *(word for each in sets for word in ("--set", each))]
     words += ["--teacher", str(teacher), "--method", "lfd"] if command == "distill" else []
     return words + (["--quantize", "int8", "--quantize-target", student.target] if rounds else [])
