@@ -60,6 +60,7 @@ class Held:
         self.spec = session.spec if session else ModelSpec("exact", labels, Preprocess(SIZE_HW))
         self.build = session.build if session else BuildInfo("none", "fp32", "0" * 64, {}, "none")
         self.batch = session.batch if session else 1
+        self.parallel = 1
         self.own_ms: list[float] = []
 
     def run(self, batch: Image) -> Any:

@@ -47,7 +47,7 @@ class PacedSession:
 
     def __init__(self, session: InferenceSession, run_ms: float) -> None:
         self._session, self._run_ms = session, run_ms
-        self.spec, self.build, self.batch = session.spec, session.build, session.batch
+        self.spec, self.build, self.batch, self.parallel = session.spec, session.build, session.batch, 1
         self.run_ms: list[float] = []
 
     def run(self, batch: Image) -> Any:

@@ -3,11 +3,13 @@
     python -m benchmarks.pipeline FILM MODEL.onnx [MODEL.onnx ...] [--threads 1,2] [--ultralytics PYTHON] [--out FILE]
 
 Every case runs over the whole film, from opening it to the finished output, in turns, the order reversed from round to
-round. Each is held against the session alone of its own kind, on frames that are ready: `kept` is the session's time
-over the frame's, and what a case costs outside the model is the difference, in wall and in processor milliseconds.
-A model that takes all cores must share them with decoder, overlay and encoder, whoever calls it; with a thread less the
-rest has a core, and what the pipeline itself costs is seen.
+round. Each is held against the session alone of its own kind, one inference after another on frames that are ready:
+`kept` is the session's time over the frame's. What a case costs outside the model is the difference, in wall and in
+processor milliseconds; in the latter from the session as the case uses it. A model that takes all cores must share them
+with decoder, overlay and encoder, whoever calls it; with a thread less the rest has a core.
 
+- session: one inference after another by all threads; and, with two threads, as the pipeline uses it for films: two
+  inferences side by side, a thread each.
 - pipeline: `lfd-run FILM null://`; the same with the overlay painted and nothing written; and with the overlay written
   to an .mp4. The first two also on a 1280x720 copy of the film (mp4v, made on the spot).
 - loop: `benchmarks.rivals.opencv_loop`, on the same session; and on ONNX Runtime's own defaults, whose threads spin.
@@ -23,12 +25,12 @@ rest has a core, and what the pipeline itself costs is seen.
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,13 @@ from typing import Any
 import click
 import cv2
 
+from benchmarks.pipeline_table import Case, Cost, markdown, summarise
 from benchmarks.rivals.opencv_loop import default_run, loop
 from benchmarks.rivals.predict_client import Ultralytics
 from deploy.bench.request import whole_numbers
 from deploy.environment import Environment
 from deploy.frames import Frame, FrameSink, StreamStatus
+from deploy.opening import open_model
 from deploy.overlay import Overlay
 from deploy.pipeline import run
 from deploy.session import InferenceSession, class_map, open_session
@@ -54,28 +58,6 @@ from lfd.picture import palette
 from lfd.preprocess import Image, fit_frame
 
 HD_WH = (1280, 720)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a case cost a frame: wall time, and processor time of all its threads."""
-
-    frames: int
-    wall_ms: float
-    cpu_ms: float
-
-
-@dataclass(frozen=True)
-class Case:
-    """Something to measure.
-
-    Attributes:
-        measure: Runs over the film once.
-        alone: The case of its session alone; None for what has no session, or is that case.
-    """
-
-    measure: Callable[[], Cost]
-    alone: str | None = None
 
 
 class PaintSink:
@@ -145,25 +127,40 @@ def piped(session: InferenceSession, film: str, sink: str, folder: Path) -> int:
     return run(session, source, [sinks[sink]()]).shown
 
 
-def our_cases(session: InferenceSession, films: Mapping[str, str], folder: Path) -> dict[str, Case]:
-    """Return the cases on our session.
+def all_maps(session: InferenceSession, frames: Sequence[Image]) -> int:
+    """Run a session on frames that have its size, as many side by side as it takes; return their number."""
+    with ThreadPoolExecutor(session.parallel) as pool:
+        return sum(found is not None for found in pool.map(partial(class_map, session), frames))
+
+
+def our_cases(
+    session: InferenceSession, side_by_side: InferenceSession, films: Mapping[str, str], folder: Path
+) -> dict[str, Case]:
+    """Return the cases on our sessions.
 
     Args:
-        session: The model.
+        session: The model, for one inference at a time.
+        side_by_side: Likewise as the pipeline runs it on films.
         films: "" and "1280x720 " to a film each.
         folder: For what is written.
     """
     frames = [fit_frame(frame.image, session.spec.preprocess) for frame in frames_of(films[""])]
+    alone, used = "session alone", "session alone, side by side"
     jobs: dict[str, Callable[[], int]] = {
-        "session alone": lambda: sum(class_map(session, f) is not None for f in frames)
+        alone: partial(all_maps, session, frames),
+        used: partial(all_maps, side_by_side, frames),
     }
     for size, film in films.items():
         jobs[f"{size}decode alone"] = partial(lambda film: sum(1 for _ in frames_of(film)), film)
         for sink in ("null", "overlay") if size else ("null", "overlay", "film"):
-            jobs[f"{size}pipeline, {sink}"] = partial(piped, session, film, sink, folder)
+            jobs[f"{size}pipeline, {sink}"] = partial(piped, side_by_side, film, sink, folder)
     plain = partial(loop, films[""], session.run, session.spec.preprocess.size_hw, palette(session.spec.labels)[:, 0])
-    jobs |= {"loop, null": plain, "loop, film": partial(plain, folder / "loop.mp4")}
-    return {name: Case(partial(cost, job), None if "alone" in name else "session alone") for name, job in jobs.items()}
+    cases = {
+        name: Case(partial(cost, job)) if "decode" in name or name == alone else Case(partial(cost, job), alone, used)
+        for name, job in jobs.items()
+    }
+    loops = {"loop, null": plain, "loop, film": partial(plain, folder / "loop.mp4")}
+    return cases | {name: Case(partial(cost, job), alone, alone) for name, job in loops.items()}
 
 
 def default_cases(model: Path, session: InferenceSession, film: str, folder: Path) -> dict[str, Case]:
@@ -174,8 +171,10 @@ def default_cases(model: Path, session: InferenceSession, film: str, folder: Pat
     plain = partial(loop, film, default, size_hw, palette(session.spec.labels)[:, 0])
     return {
         alone: Case(partial(cost, lambda: sum(default(frame[None]) is not None for frame in frames))),
-        "ONNX Runtime's defaults: loop, null": Case(partial(cost, plain), alone),
-        "ONNX Runtime's defaults: loop, film": Case(partial(cost, partial(plain, folder / "default.mp4")), alone),
+        "ONNX Runtime's defaults: loop, null": Case(partial(cost, plain), alone, alone),
+        "ONNX Runtime's defaults: loop, film": Case(
+            partial(cost, partial(plain, folder / "default.mp4")), alone, alone
+        ),
     }
 
 
@@ -184,8 +183,8 @@ def their_cases(rival: Ultralytics) -> dict[str, Case]:
     alone = "Ultralytics: session alone"
     return {
         alone: Case(lambda: Cost(**rival.ask("session alone"))),
-        "Ultralytics: predict, null": Case(lambda: Cost(**rival.ask("null")), alone),
-        "Ultralytics: predict, film": Case(lambda: Cost(**rival.ask("film")), alone),
+        "Ultralytics: predict, null": Case(lambda: Cost(**rival.ask("null")), alone, alone),
+        "Ultralytics: predict, film": Case(lambda: Cost(**rival.ask("film")), alone, alone),
     }
 
 
@@ -200,72 +199,32 @@ def one_round(cases: Mapping[str, Case], backwards: bool) -> dict[str, dict[str,
     return found
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median and range."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def summarise(cases: Mapping[str, str | None], rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """Hold each case against its session alone, round by round.
-
-    Args:
-        cases: Case to the case of its session alone.
-        rounds: What `one_round` returned, one each.
-
-    Returns:
-        Case -> quantity -> median, min and max: `wall_ms`, `cpu_ms`, and where there is a session `kept`
-        (dimensionless), `outside_ms` and `cpu_outside_ms`.
-    """
-    summary: dict[str, Any] = {}
-    for name, alone in cases.items():
-        rows = [{key: of[name][key] for key in ("wall_ms", "cpu_ms")} for of in rounds]
-        for row, of in zip(rows, rounds, strict=True):
-            if alone:
-                row["kept"] = of[alone]["wall_ms"] / row["wall_ms"]
-                row["outside_ms"] = row["wall_ms"] - of[alone]["wall_ms"]
-                row["cpu_outside_ms"] = row["cpu_ms"] - of[alone]["cpu_ms"]
-        summary[name] = {key: spread([row[key] for row in rows]) for key in rows[0]}
-    return summary
-
-
-def markdown(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Return a summary as a table: medians, and the range of what was kept."""
-    lines = ["| | frame ms | session / frame | outside ms | CPU outside ms |", "|---|---|---|---|---|"]
-    for name, of in summary.items():
-        cells = [f"{of['wall_ms']['median']:.1f}", "", "", ""]
-        if "kept" in of:
-            kept = of["kept"]
-            cells[1] = f"{kept['median']:.2f} ({kept['min']:.2f} to {kept['max']:.2f})"
-            cells[2:] = [f"{of[key]['median']:.1f}" for key in ("outside_ms", "cpu_outside_ms")]
-        elif name.endswith("decode alone"):
-            cells[3] = f"{of['cpu_ms']['median']:.1f}"
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def measure(model: Path, film: str, rounds: int, threads: int, python: Path | None) -> dict[str, Any]:
     """Measure a model's cases in turns; print the table and return the record."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         session = stack.enter_context(open_session(model, threads=threads))
+        side_by_side = stack.enter_context(closing(open_model(model, None, threads, [film])))
         films = {"": film, f"{HD_WH[0]}x{HD_WH[1]} ": resized(film, folder / "hd.mp4", HD_WH)}
-        cases = our_cases(session, films, folder)
+        cases = our_cases(session, side_by_side, films, folder)
         if session.build.backend.startswith("onnxruntime"):
             cases |= default_cases(model, session, film, folder)
         about: dict[str, Any] = {"skipped": "no --ultralytics PYTHON was given"}
         if python:
             rival = stack.enter_context(Ultralytics(python, film, session.spec.preprocess.size_hw, threads))
             cases, about = cases | their_cases(rival), rival.about
-        piped(session, film, "null", folder)  # warms the session up
+        piped(session, film, "null", folder)  # warms the sessions up
+        piped(side_by_side, film, "null", folder)
         found = []
         for index in range(rounds):
             found.append(one_round(cases, index % 2 == 1))
             print(f"{model.name}: round {index + 1} of {rounds}", flush=True)
-        summary = summarise({name: case.alone for name, case in cases.items()}, found)
+        summary = summarise(cases, found)
         asked = f"{threads or 'default'} threads"
         print(f"\n{model.name}, {session.build.backend}, {asked}\n\n{markdown(summary)}\n", flush=True)
         return {
             "threads_asked": threads,
+            "side_by_side": side_by_side.parallel,
             "model": session.spec.model,
             "model_size_hw": session.spec.preprocess.size_hw,
             "build": asdict(session.build),
@@ -290,7 +249,7 @@ def main(
     load_before = os.getloadavg()[0]
     counts = whole_numbers(threads, "--threads", 0, 1024)
     record = {
-        "schema": 3,
+        "schema": 4,
         "what": "a film to null://, painted, and to a film, against the session alone on its frames, in turns",
         "film": Path(film).name,
         "load_average_before": load_before,

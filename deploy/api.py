@@ -116,7 +116,7 @@ def run(
             `deploy.frames.FrameSource`. Of several, `Result.stream` is the position.
         sinks: Likewise, with `deploy.frames.FrameSink`; written before each result is returned. For one source only.
         backend: A runtime's name, or "auto"; None takes the file's own.
-        threads: Threads for one inference; 0 leaves it to the runtime.
+        threads: Threads of the model; 0 leaves it to the runtime. Two frames of files share them.
         max_frames: Results of each source after which to end.
         duration_s: Seconds after which to end.
         fps: Most frames a second of each source; a live one's others are skipped, a file is read at that pace.
@@ -153,7 +153,7 @@ def run(
         check_folder(Path(collect), origins, texts, overwrite)
     with ExitStack() as undo:
         if session is None:
-            session = undo.enter_context(closing(open_model(Path(str(model)), backend, threads)))
+            session = undo.enter_context(closing(open_model(Path(str(model)), backend, threads, sources)))
         labels = session.spec.labels
         names = [redact(text) if isinstance(text, str) else "" for text in sources]
         about = [About(session.spec.model, session.build.backend, name) for name in names]

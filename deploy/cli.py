@@ -109,7 +109,12 @@ class Options:
     help="ort, ort-cuda, ort-trt, openvino, openvino-bf16 or trt; auto measures those that run here once. "
     "By default the file's own.",
 )
-@click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Threads for one inference; 0: one a core.")
+@click.option(
+    "--threads",
+    type=click.IntRange(0, 1024),
+    default=0,
+    help="Threads of the model; 0: one a core. Two frames of files share them.",
+)
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of the colour.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="End each stream after so many frames.")
 @click.option("--duration", type=Duration(), help="End after so long: 90, 90s, 10m, 2h.")
@@ -223,11 +228,12 @@ def _run(
     limits = Limits(opts.max_frames, opts.duration, opts.fps, opts.stride)
     smoothing = None if opts.smooth is None else Smoothing.parse(opts.smooth)
     bounds = Bounds.of(opts.collect_max, opts.collect_mb)
-    session = open_model(opts.model, opts.backend, opts.threads, say, interrupts)
+    sources = [source for source, _ in texts]
+    session = open_model(opts.model, opts.backend, opts.threads, sources, say, interrupts)
     pipeline, failure = None, None
     try:
         streams = open_streams(
-            [source for source, _ in texts],
+            sources,
             [sinks for _, sinks in texts],
             lambda: Overlay(session.spec.labels, opts.alpha),
             opts.loop,

@@ -25,6 +25,11 @@ PACKAGES = (
 CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
+def usable_cores() -> int:
+    """Return how many processor cores this process may use, as the system counts them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Environment:
     """The machine and the software.
@@ -74,7 +79,7 @@ class Environment:
         return cls(
             date_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             cpu=_cpu(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cores=usable_cores(),
             governor=_read(CPUFREQ / "scaling_governor"),
             clock_mhz=int(khz) / 1e3 if khz and khz.isdecimal() else None,
             memory_mb=int(kib.split()[0]) * 1024 / 1e6 if kib else None,

@@ -1,7 +1,8 @@
 """Where the stages of a run meet: who may put, take and give what, and when.
 
-Readers put frames, one lane a stream; the inference takes at most one of each lane at a time and gives what it found;
-the caller takes that, lane by lane. One lock guards it all, so that every rule is a few lines in one place.
+Readers put frames, one lane a stream; the inference takes at most one of each lane at a time and gives what it found,
+in the order in which it took; the caller takes that, lane by lane. One lock guards it all, so that every rule is a few
+lines in one place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic
 
 from deploy.frames import StreamStatus
-from deploy.lane import QUEUE, REMEMBERED, I, Lane, O
+from deploy.lane import REMEMBERED, RESULTS, I, Lane, O
 
 FRESH_S = 0.01
 """How long a live stream's result may lie before it gives way to a newer frame."""
@@ -128,15 +129,15 @@ class Exchange(Generic[I, O]):
         for offset in range(len(self._lanes)):
             index = (self._turn + offset) % len(self._lanes)
             lane = self._lanes[index]
-            while lane.waiting and isinstance(lane.waiting[0], StreamStatus):
+            while lane.waiting and not lane.in_hand and isinstance(lane.waiting[0], StreamStatus):
                 lane.done.append(lane.waiting.popleft())  # type: ignore[arg-type]
                 lane.room.notify()
                 self._out.notify()
-            if not lane.waiting or lane.closed:
+            if not lane.waiting or lane.closed or isinstance(lane.waiting[0], StreamStatus):
                 continue
             if lane.live and wait_s > 0:
                 held = True
-            elif lane.live or len(lane.done) < QUEUE:
+            elif lane.live or lane.in_hand + len(lane.done) < RESULTS:
                 ready.append(index)
         if len(ready) == 1 and (lane := self._lanes[ready[0]]).live and (due_s := lane.next_due_s(self._clock())) > 0:
             return [], due_s
@@ -156,7 +157,7 @@ class Exchange(Generic[I, O]):
     def _pick(self, index: int) -> I:
         lane = self._lanes[index]
         item: I = lane.waiting.popleft()  # type: ignore[assignment]  # `_ready` has taken the statuses before it
-        lane.in_hand = True
+        lane.in_hand += 1
         lane.room.notify()
         self._turn = (index + 1) % len(self._lanes)
         return item
@@ -173,7 +174,7 @@ class Exchange(Generic[I, O]):
             self._inferences.append(now - self._taken_at)
             for index, result in results:
                 lane = self._lanes[index]
-                lane.in_hand = False
+                lane.in_hand -= 1
                 if lane.closed:
                     continue
                 if lane.live:
@@ -181,6 +182,7 @@ class Exchange(Generic[I, O]):
                 lane.done.append(result)
                 # To who waits for it, it is handed at once: what the system takes to wake a thread makes none outdated.
                 lane.given_at = now if self._writing is not None else math.inf
+            self._work.notify()  # a status may have waited behind them
             self._out.notify()
 
     def next(self, timeout_s: float) -> tuple[int, O | StreamStatus] | None:

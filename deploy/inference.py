@@ -1,7 +1,11 @@
-"""The second stage: one thread that runs the model, for all streams, and what is done with its raw results."""
+"""The second stage: runs the model, for all streams, and what is done with its raw results.
+
+Several threads may do it, each with frames of its own; results go on in the order in which the frames were taken.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,12 +23,14 @@ from deploy.smoothing import Smoothing, StreamSmoother
 from lfd.errors import ModelError
 from lfd.preprocess import Image
 
+Raw = tuple[NDArray[Any], list[Image], float]
+"""What the model gave for some frames, their class maps unless they are smoothed, and milliseconds of the inference."""
 Found = tuple[Frame, Image, float]
 """A frame, its class map at the model's size, and milliseconds of the inference."""
 
 
 class Inference:
-    """Runs a model on what the readers put, until all of it has been taken.
+    """Runs a model on what the readers put, until all of it has been taken; `run` is for several threads at once.
 
     Args:
         session: The model.
@@ -32,9 +38,6 @@ class Inference:
         exchange: Where frames come from and results go to.
         smoothing: How results are steadied; None leaves them as they are.
         collector: Looks at every result, as it is before that.
-
-    Attributes:
-        busy: Whether it is at work.
 
     Raises:
         ModelError: The model takes batches of several frames only.
@@ -56,12 +59,20 @@ class Inference:
             )
         self._session, self._streams, self._exchange, self._collector = session, streams, exchange, collector
         self._smoothers = [StreamSmoother(smoothing, session.spec) for _ in streams] if smoothing else []
-        self.busy = False
+        self._taking, self._giving = threading.Lock(), threading.Lock()
+        self._taken = self._given = 0
+        self._found: dict[int, tuple[Sequence[tuple[int, Fitted]], Raw]] = {}
+        self._at_work: set[int] = set()
         for stream in streams:
             if smoothing is not None:
                 stream.stats.add_stage("smooth")
             if collector is not None:
                 stream.stats.add_stage("score")
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is at work."""
+        return bool(self._at_work)
 
     def run(self) -> None:
         """Work until there is nothing more to come.
@@ -70,23 +81,44 @@ class Inference:
             ModelError: The runtime failed, or a class comes out that the spec does not name.
             Stopped: The run was stopped.
         """
-        self.busy = True
+        me = threading.get_ident()
+        self._at_work.add(me)
         try:
             while True:
-                taken = self._exchange.take(self._session.batch)
-                self._exchange.give(self._infer(taken))
+                self._one()
         except Ended:
             pass
         finally:
-            self.busy = False
+            self._at_work.discard(me)
 
-    def _infer(self, taken: Sequence[tuple[int, Fitted]]) -> list[tuple[int, Found]]:
+    def _one(self) -> None:
+        """Infer what can be taken; give it, and what was found of later frames meanwhile, when its turn has come."""
+        with self._taking:
+            taken = self._exchange.take(self._session.batch)
+            number = self._taken
+            self._taken += 1
+        found = self._infer(taken)
+        with self._giving:
+            self._found[number] = taken, found
+            while self._given in self._found:
+                frames, result = self._found.pop(self._given)
+                self._exchange.give(self._finish(frames, *result))
+                self._given += 1
+
+    def _infer(self, taken: Sequence[tuple[int, Fitted]]) -> Raw:
         begin = time.perf_counter()
         images = [fitted for _, (_, fitted) in taken]
         raw = self._session.run(images[0][None] if len(images) == 1 else np.stack(images))
-        # Maps are copied, since the session's array lives until its next run only.
+        # Copied, since the session's array lives until this thread's next run only; raw, where another thread may come
+        # to the turn of it.
         maps = [] if self._smoothers else [as_class_map(found, self._session.spec).copy() for found in raw]
-        infer_ms = (time.perf_counter() - begin) * 1e3
+        if self._session.parallel > 1 and (self._smoothers or self._collector):
+            raw = raw.copy()
+        return raw, maps, (time.perf_counter() - begin) * 1e3
+
+    def _finish(
+        self, taken: Sequence[tuple[int, Fitted]], raw: NDArray[Any], maps: Sequence[Image], infer_ms: float
+    ) -> list[tuple[int, Found]]:
         given = []
         for at, (index, (frame, _)) in enumerate(taken):
             self._streams[index].stats.stages["infer"].add(infer_ms)

@@ -12,7 +12,9 @@ I = TypeVar("I")  # noqa: E741 - what goes into the inference
 O = TypeVar("O")  # noqa: E741 - what comes out of it
 
 QUEUE = 2
-"""Frames that wait before a stage, of a file. Of a live source one does: the newest."""
+"""Frames that wait for the inference, of a file. Of a live source one does: the newest."""
+RESULTS = 3
+"""Frames of a file that are being inferred or wait for the caller."""
 REMEMBERED = 8
 """Durations from which the next inference and the next write are foreseen."""
 AHEAD = 0.2
@@ -31,7 +33,7 @@ class Lane(Generic[I, O]):
     Attributes:
         waiting: What has not been inferred.
         done: What the caller has not taken.
-        in_hand: Whether one of its frames is being inferred.
+        in_hand: How many of its frames are being inferred.
         ended: Whether nothing more will be put.
         closed: Whether nothing more will be taken.
         room: Notified when the reader may put again.
@@ -44,7 +46,8 @@ class Lane(Generic[I, O]):
         self.live = live
         self.waiting: deque[I | StreamStatus] = deque()
         self.done: deque[O | StreamStatus] = deque()
-        self.in_hand = self.ended = self.closed = False
+        self.in_hand = 0
+        self.ended = self.closed = False
         self.room = threading.Condition(lock)
         self.writes: deque[float] = deque(maxlen=REMEMBERED)
         self.gaps: deque[float] = deque(maxlen=REMEMBERED)

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from deploy.collect import Bounds, Collector
+from deploy.environment import usable_cores
 from deploy.frames import FrameSink, FrameSource
 from deploy.overlay import Overlay
 from deploy.reader import Stream
 from deploy.session import InferenceSession, open_session
 from deploy.sinks import About, open_sink
-from deploy.sources import open_source
+from deploy.sources import may_be_live, open_source
 from deploy.stats import StreamStats
 
 POLL_S = 0.05
+PARALLEL = 2
+"""Frames of files that are inferred side by side. That takes less time a frame than one after another with twice the
+threads, and one decodes while the other infers; more would want memory for each."""
 
 
 class _Closable(Protocol):
@@ -83,6 +87,7 @@ def open_model(
     path: Path,
     backend: str | None = None,
     threads: int = 0,
+    sources: Sequence[str | FrameSource] = (),
     say: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> InferenceSession:
@@ -92,16 +97,20 @@ def open_model(
         path: The file.
         backend: Likewise; or "auto", the fastest on this machine of those that can run it.
         threads: Likewise.
+        sources: What it will run on. A live one's frames are inferred one by one, for a result that is as new as it can
+            be; those of files PARALLEL at a time.
         say: Told what was chosen, and why.
         stop: See `together`.
     """
+    live = any(may_be_live(source) if isinstance(source, str) else source.info.live for source in sources)
+    parallel = 1 if live or not sources else min(PARALLEL, threads or usable_cores())
 
     def load() -> InferenceSession:
         if backend != "auto":
-            return open_session(path, backend, threads)
+            return open_session(path, backend, threads, parallel)
         from deploy import auto  # noqa: PLC0415 - only who asks for it pays for it
 
-        return open_session(path, auto.choose(path, threads, say), threads)
+        return open_session(path, auto.choose(path, threads, say), threads, parallel)
 
     return together([load], stop)[0]
 

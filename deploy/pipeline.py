@@ -1,8 +1,9 @@
-"""Source -> model -> sinks: a reader thread a stream, one inference thread, and the caller's own for the sinks.
+"""Source -> model -> sinks: a reader thread a stream, inference threads, and the caller's own for the sinks.
 
-A file: every frame, in order, each stage waits for the next. A live source: the newest frame counts, older ones are
-dropped and counted. `VideoInfo.live` decides, nothing else; `deploy.exchange` has the rules. The sinks are written in
-the caller's thread, because windows and signals belong to the main one.
+A file: every frame, in order, as many inferred side by side as the session takes; each stage waits for the next. A live
+source: the newest frame counts, older ones are dropped and counted. `VideoInfo.live` decides, nothing else;
+`deploy.exchange` has the rules. The sinks are written in the caller's thread, because windows and signals belong to the
+main one.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Pipeline:
             on_drop=lambda index, frames: streams[index].stats.drop(frames),
         )
         self._inference = Inference(session, streams, self._exchange, smoothing, collector)
+        self._parallel = 1 if any(stream.source.info.live for stream in streams) else session.parallel
         self._collector = collector
         self._error: BaseException | None = None
         self.given_up: SourceError | None = None
@@ -96,7 +98,7 @@ class Pipeline:
         """
         self._rss = resident_mb(), None
         begin = time.perf_counter()
-        self._threads = [self._thread("infer", self._inference.run)]
+        self._threads = [self._thread("infer", self._inference.run) for _ in range(self._parallel)]
         self._threads += [self._thread("read", partial(self._read, index)) for index in range(len(self._streams))]
         try:
             for thread in self._threads:
@@ -153,6 +155,7 @@ class Pipeline:
                 preprocess=self._spec.preprocess,
                 limits=self._limits,
                 stopping=self._stopping,
+                gives_way=self._parallel == 1,
             )
         except Exception as error:
             if not self._stopping.is_set():

@@ -107,6 +107,7 @@ def read(
     preprocess: Preprocess,
     limits: Limits,
     stopping: threading.Event,
+    gives_way: bool = True,
 ) -> None:
     """Take a stream's frames until it ends.
 
@@ -117,13 +118,14 @@ def read(
         preprocess: The model's.
         limits: What is skipped, and at what pace a file is read.
         stopping: Set to end a wait.
+        gives_way: Whether a file's frames are read at a lower priority, see `give_way`.
 
     Raises:
         SourceError: The source was lost for good.
         Stopped: By `put`.
     """
     live, stats = stream.source.info.live, stream.stats
-    if not live:
+    if gives_way and not live:
         give_way()
     pace = Pace(limits.fps) if limits.fps else None
     most = None if live else limits.max_frames
@@ -163,7 +165,8 @@ def give_way() -> None:
     """Lower this thread's priority, where the system has one for each thread (Linux).
 
     A file's reader has a whole inference to prepare the next frame in, and the model's threads leave gaps; at equal
-    priority it pushes one of them aside, and all others wait for that one.
+    priority it pushes one of them aside, and all others wait for that one. Inferences side by side do not wait for each
+    other, and only lack frames when their reader comes last.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()

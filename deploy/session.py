@@ -39,7 +39,7 @@ BAND_ROWS = 32
 
 
 class InferenceSession(Protocol):
-    """A loaded model. Not for two threads at once."""
+    """A loaded model, for as many threads at once as `parallel` says."""
 
     @property
     def spec(self) -> ModelSpec: ...
@@ -52,6 +52,11 @@ class InferenceSession(Protocol):
         """Frames that one run takes; None where it is open. An engine's range is checked by `run`."""
         ...
 
+    @property
+    def parallel(self) -> int:
+        """How many threads may call `run` side by side."""
+        ...
+
     def run(self, batch: Image) -> NDArray[Any]:
         """Run the model.
 
@@ -60,7 +65,7 @@ class InferenceSession(Protocol):
 
         Returns:
             By the spec's output: (B, H, W) uint8 classes or (B, K, H, W) float32 logits. The
-            array is valid until the next call.
+            array is valid until this thread's next call.
 
         Raises:
             ModelError: The batch does not fit, or the runtime failed.
@@ -76,7 +81,7 @@ class InferenceSession(Protocol):
     ) -> None: ...
 
 
-BACKENDS: dict[str, Callable[[Path, int], InferenceSession]] = {
+BACKENDS: dict[str, Callable[[Path, int, int], InferenceSession]] = {
     "ort": ort.OrtSession,
     "openvino": openvino.OpenVinoSession,
     # A name of its own: bf16 is another arithmetic, with other class maps, on the same file. By its name it can be
@@ -103,13 +108,15 @@ REFUSED = {
 }
 
 
-def open_session(path: Path, backend: str | None = None, threads: int = 0) -> InferenceSession:
+def open_session(path: Path, backend: str | None = None, threads: int = 0, parallel: int = 1) -> InferenceSession:
     """Load a model.
 
     Args:
         path: An .onnx file with a ModelSpec in it, or a TensorRT engine with its record beside it.
         backend: A name in BACKENDS; None takes the file's own, see `choose_backend`.
-        threads: Threads for one inference; 0 leaves it to the runtime.
+        threads: Threads of the model in all; 0 leaves it to the runtime.
+        parallel: Inferences that may go on side by side, sharing the threads; a GPU takes them one by one all the same,
+            see `InferenceSession.parallel`.
 
     Raises:
         ModelError: The file is missing, broken, not one of ours, or was quantised or built for another runtime or
@@ -117,7 +124,7 @@ def open_session(path: Path, backend: str | None = None, threads: int = 0) -> In
         UsageError: There is no such backend, or it does not take such files.
         MissingDependencyError: The runtime is not installed, or there is no GPU for it.
     """
-    return BACKENDS[choose_backend(path, backend)](path, threads)
+    return BACKENDS[choose_backend(path, backend)](path, threads, parallel)
 
 
 def choose_backend(path: Path, backend: str | None = None) -> str:

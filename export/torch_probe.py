@@ -45,6 +45,7 @@ class TorchSession:
         preprocess = replace(spec.preprocess, size_hw=request.size_hw or spec.preprocess.size_hw)
         self.spec: ModelSpec = replace(spec, preprocess=preprocess, output="class_map")
         self.batch: int | None = None  # any
+        self.parallel = 1
         self._torch, self._model = torch, model
         self._graph = DeployGraph(model, preprocess, "class_map").eval()
         self.build = BuildInfo(

@@ -26,6 +26,7 @@ class FakeSession:
         delay_s: How long each run takes; or one number a run, the last one for all that follow.
         rule: (h, w, 3) BGR uint8 -> (h, w) uint8 classes. By default the brightness, in K equal steps.
         batch: Frames that one run takes; None is open.
+        parallel: Inferences that may go on side by side.
 
     Attributes:
         calls: How many runs there were.
@@ -38,9 +39,11 @@ class FakeSession:
         delay_s: float | Iterable[float] = 0.0,
         rule: Rule | None = None,
         batch: int | None = None,
+        parallel: int = 1,
     ) -> None:
         self.spec = spec
         self.batch = batch
+        self.parallel = parallel
         self.build = BuildInfo("fake", "fp32", "0" * 64, {}, "none")
         self.calls = 0
         self.closed = False

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deploy.artifact import PRECISION_KEY, BuildInfo, read_spec, sha256
 from deploy.backends.contract import Form, check_batch, check_graph
+from deploy.environment import usable_cores
 from lfd.errors import ModelError, require
 from lfd.preprocess import Image
 
@@ -22,16 +23,20 @@ class OrtSession:
 
     Args:
         path: The .onnx file.
-        threads: Threads for one inference; 0 takes one a physical core.
+        threads: Threads of all inferences; 0 takes one a core.
+        parallel: Inferences that may go on side by side, sharing them.
 
     Raises:
         ModelError: The file cannot be loaded, has no ModelSpec, or is not a frame-to-map graph.
         MissingDependencyError: onnxruntime is not installed.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, threads: int = 0, parallel: int = 1) -> None:
         ort = require("onnxruntime", "deploy")
-        options = make_options(ort, threads)
+        self.parallel = parallel
+        # 0 is a thread a physical core, which is its own rule; side by side they must know how many there are.
+        each = threads if parallel == 1 else max(1, (threads or usable_cores()) // parallel)
+        options = make_options(ort, each)
         try:
             self._session = ort.InferenceSession(str(path), options, providers=[CPU])
         except Exception as error:  # pybind maps no common base: Fail, InvalidGraph, InvalidProtobuf, RuntimeError

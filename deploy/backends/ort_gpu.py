@@ -46,6 +46,7 @@ class OrtGpuSession(OrtSession):
     Args:
         path: The .onnx file.
         threads: Threads of the CPU; no work of an inference is done there.
+        parallel: Likewise; the GPU takes one inference at a time.
         provider: CUDA or TENSORRT.
 
     Raises:
@@ -53,7 +54,7 @@ class OrtGpuSession(OrtSession):
         MissingDependencyError: onnxruntime is not installed, has no such provider, or cannot initialise it.
     """
 
-    def __init__(self, path: Path, threads: int = 0, provider: str = CUDA) -> None:
+    def __init__(self, path: Path, threads: int = 0, parallel: int = 1, provider: str = CUDA) -> None:
         # What the file is, and whether it is sound, is known before a GPU is asked for anything.
         super().__init__(path, threads)
         self._ort: Any = require("onnxruntime", "deploy")

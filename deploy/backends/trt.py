@@ -32,13 +32,16 @@ class TrtSession:
         path: The engine, with its record beside it. Deserialising it runs native code out of it: the record's hash and
             what it was built for are checked before that.
         threads: Of the CPU, for a protocol that all backends share; no work of an inference is done there.
+        parallel: Likewise; the GPU takes one inference at a time.
 
     Raises:
         ModelError: A file is missing or broken, was built for another GPU or TensorRT, or is not a frame-to-map engine.
         MissingDependencyError: TensorRT or cuda-bindings is not installed, or there is no GPU.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    parallel = 1
+
+    def __init__(self, path: Path, threads: int = 0, parallel: int = 1) -> None:
         info, plan = read_engine(path)
         trt: Any = require_tensorrt()
         here = find_gpu(trt)

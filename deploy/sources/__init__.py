@@ -47,7 +47,7 @@ from deploy.texts import check_name, redact
 from lfd.data.frames import PICTURES
 from lfd.errors import UsageError, unknown
 
-__all__ = ["FORMS", "SOURCES", "StreamError", "kind_of", "open_source", "redact"]
+__all__ = ["FORMS", "SOURCES", "StreamError", "kind_of", "may_be_live", "open_source", "redact"]
 
 SOURCES: dict[str, Callable[[str, Options], FrameSource]] = {
     "camera": open_camera,
@@ -91,6 +91,20 @@ def kind_of(text: str) -> str:
     if path.is_dir() or path.suffix.lower() in PICTURES or (glob.has_magic(address) and not path.exists()):
         return "pictures"
     return "film"
+
+
+def may_be_live(text: str) -> bool:
+    """Tell from a source's text whether it can be live; what a web server has is seen when it is opened.
+
+    Raises:
+        UsageError: As `open_source`, as far as that is seen without opening it.
+    """
+    kind = kind_of(text)
+    if kind == "street":
+        from lfd.data import street  # noqa: PLC0415 - only who films it pays for it
+
+        return street.parse_options(text.partition(":")[2]).fps > 0
+    return kind not in ("film", "pictures")
 
 
 def open_source(text: str, loop: bool = False) -> FrameSource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from benchmarks import live, pipeline
 from benchmarks.live import PacedSession, slope, watch
-from benchmarks.pipeline import Case, Cost, cost, markdown, one_round, our_cases, resized, summarise
+from benchmarks.pipeline import cost, one_round, our_cases, resized
+from benchmarks.pipeline_table import Case, Cost, markdown, summarise
 from benchmarks.rivals import predict_client
 from benchmarks.rivals.opencv_loop import loop
 from benchmarks.rivals.predict_client import Ultralytics
@@ -70,7 +72,8 @@ def test_the_loop_says_what_it_cannot_read(tmp_path: Path) -> None:
 
 
 def test_every_case_of_ours_takes_the_whole_film(film: str, tmp_path: Path) -> None:
-    cases = our_cases(session(), {"": film, "64x48 ": resized(film, tmp_path / "hd.mp4", (64, 48))}, tmp_path)
+    films = {"": film, "64x48 ": resized(film, tmp_path / "hd.mp4", (64, 48))}
+    cases = our_cases(session(), FakeSession(session().spec, parallel=2), films, tmp_path)
     found = one_round(cases, backwards=True)
     assert list(found) == list(reversed(cases))
     assert {of["frames"] for of in found.values()} == {FRAMES}
@@ -79,7 +82,12 @@ def test_every_case_of_ours_takes_the_whole_film(film: str, tmp_path: Path) -> N
     assert size_and_frames(tmp_path / "pipeline.mp4") == (192, 128, FRAMES)  # enlarged for its legend
     alone = {name: case.alone for name, case in cases.items()}
     assert {name for name, of in alone.items() if of is None} == {"session alone", "decode alone", "64x48 decode alone"}
-    assert markdown(summarise(alone, [found])).count("\n") == len(cases) + 1
+    assert {name for name, case in cases.items() if case.used != case.alone} == {
+        "session alone, side by side",
+        *(f"{size}pipeline, {sink}" for size in ("", "64x48 ") for sink in ("null", "overlay")),
+        "pipeline, film",
+    }
+    assert markdown(summarise(cases, [found])).count("\n") == len(cases) + 1
 
 
 @given(
@@ -89,9 +97,16 @@ def test_a_summary_holds_each_case_against_its_session_of_the_same_round(
     rounds: list[tuple[float, float, float, float]],
 ) -> None:
     rows = [
-        {"alone": {"wall_ms": a, "cpu_ms": b}, "piped": {"wall_ms": a + c, "cpu_ms": b + d}} for a, b, c, d in rounds
+        {
+            "alone": {"wall_ms": a, "cpu_ms": 2 * b},
+            "used": {"wall_ms": a / 2, "cpu_ms": b},
+            "piped": {"wall_ms": a + c, "cpu_ms": b + d},
+        }
+        for a, b, c, d in rounds
     ]
-    summary = summarise({"alone": None, "piped": "alone"}, rows)
+    nothing = partial(Cost, 1, 1.0, 1.0)
+    cases = {"alone": Case(nothing), "used": Case(nothing), "piped": Case(nothing, "alone", "used")}
+    summary = summarise(cases, rows)
     assert set(summary["alone"]) == {"wall_ms", "cpu_ms"}
     for key, place in (("outside_ms", 2), ("cpu_outside_ms", 3)):
         values = [taken[place] for taken in rounds]

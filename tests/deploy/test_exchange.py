@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deploy.exchange import FRESH_S, Ended, Exchange, Stopped
 from deploy.frames import State, StreamStatus
-from deploy.lane import QUEUE
+from deploy.lane import QUEUE, RESULTS
 
 SLACK_S = 8.0
 
@@ -69,14 +69,14 @@ def test_a_file_waits_for_room_on_both_sides() -> None:
         time.sleep(0.001)
     time.sleep(0.02)
     assert put == ["a", "b"], "the third waits"
-    assert [infer(exchange) for _ in range(QUEUE)] == [["a"], ["b"]]
+    assert [infer(exchange) for _ in range(RESULTS)] == [["a"], ["b"], ["c"]]
     taker = threading.Thread(target=infer, args=(exchange,), daemon=True)
     taker.start()
     taker.join(0.05)
-    assert taker.is_alive(), "no room for a third result"
+    assert taker.is_alive(), "no room for a fourth result"
     assert exchange.next(1) == (0, "a!")
     taker.join(SLACK_S)
-    assert [exchange.next(1) for _ in range(2)] == [(0, "b!"), (0, "c!")]
+    assert [exchange.next(1) for _ in range(RESULTS)] == [(0, "b!"), (0, "c!"), (0, "d!")]
     exchange.stop()
     reader.join(SLACK_S)
     assert not dropped
@@ -123,6 +123,41 @@ def test_statuses_in_front_do_not_keep_a_files_reader_waiting() -> None:
         assert exchange.next(1)
     taker.join(SLACK_S)
     assert found == [[(0, "b")]]
+
+
+def test_what_is_in_hand_takes_room_and_keeps_its_place() -> None:
+    exchange, _ = make(False)
+    taken = []
+    for item in "abc":
+        exchange.put(0, item)
+        taken.append(exchange.take(None))
+    exchange.put(0, "d")
+    exchange.put_status(0, status(State.ENDED))
+    exchange.end(0)
+    found: list[object] = []
+
+    def take() -> None:
+        try:
+            while True:
+                found.append(exchange.take(None))
+        except Ended:
+            found.append(Ended)
+
+    taker = threading.Thread(target=take, daemon=True)
+    taker.start()
+    taker.join(0.05)
+    assert taker.is_alive() and not found, "three are in hand"
+    exchange.give([(0, "a!")])
+    assert exchange.next(1) == (0, "a!")
+    for item in ("b!", "c!"):
+        exchange.give([(0, item)])
+        assert exchange.next(1) == (0, item)
+    taker.join(0.05)
+    assert taker.is_alive() and found == [[(0, "d")]] and exchange.next(0) is None, "the status stays behind it"
+    exchange.give([(0, "d!")])
+    taker.join(SLACK_S)
+    assert found == [[(0, "d")], Ended]
+    assert [exchange.next(1) for _ in range(2)] == [(0, "d!"), (0, status(State.ENDED))]
 
 
 def test_a_status_does_not_wait_for_a_frame() -> None:

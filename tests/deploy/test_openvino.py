@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from doubles import ListSource
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx_bytes import field, onnx_with, says
 
+from deploy.backends import ort
 from deploy.backends.openvino import OpenVinoSession, _core, _reason
 from deploy.backends.ort import OrtSession
+from deploy.frames import FrameSource
+from deploy.opening import PARALLEL, open_model
 from deploy.session import BACKENDS, INT8_TARGET_KEY, class_map, int8_target, open_session
 from lfd.errors import MissingDependencyError, ModelError, UsageError
 from lfd.spec import METADATA_KEY, ModelSpec
@@ -286,3 +292,59 @@ def test_it_brings_neither_torch_nor_onnx(tiny_model: Path) -> None:
 def test_every_backend_is_callable_with_path_and_threads(tiny_model: Path, backend: str) -> None:
     with BACKENDS[backend](tiny_model, 1) as session:
         assert isinstance(session, OpenVinoSession)
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino", "openvino-bf16"])
+def test_threads_that_run_a_session_side_by_side_each_keep_their_result(tiny_model: Path, name: str) -> None:
+    if name != "ort":
+        pytest.importorskip("openvino")
+    if name == "openvino-bf16" and "BF16" not in _core().get_property("CPU", CAPABILITIES):
+        pytest.skip("this processor has no bf16")
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (1, 24, 32, 3), np.uint8) for _ in range(8)]
+    with open_session(tiny_model, name, threads=1) as session:
+        assert session.parallel == 1
+        expected = [session.run(frame).copy() for frame in frames]
+    with open_session(tiny_model, name, threads=2, parallel=2) as session, ThreadPoolExecutor(2) as pool:
+        assert session.parallel == 2
+        both = threading.Barrier(2)
+
+        def run(number: int) -> bool:
+            both.wait(10)
+            found = session.run(frames[number])
+            both.wait(10)  # the other thread's run has ended too
+            return np.array_equal(found, expected[number])
+
+        assert all(pool.map(run, [*range(8)] * 20))
+
+
+@pytest.mark.parametrize(
+    ("sources", "threads", "parallel"),
+    [
+        ([], 2, 1),
+        (["a.mp4"], 1, 1),
+        (["a.mp4"], 2, PARALLEL),
+        (["a.mp4", "street:"], 8, PARALLEL),
+        (["a.mp4", "0"], 8, 1),
+        ([ListSource(1)], 4, PARALLEL),
+        ([ListSource(1, live=True)], 4, 1),
+    ],
+)
+def test_frames_of_files_are_inferred_side_by_side(
+    tiny_model: Path, sources: list[str | FrameSource], threads: int, parallel: int
+) -> None:
+    with open_model(tiny_model, "ort", threads, sources) as session:
+        assert session.parallel == parallel
+
+
+@pytest.mark.parametrize(("cores", "parallel"), [(1, 1), (2, 2), (16, 2)])
+def test_it_knows_the_cores_where_nobody_says_how_many_threads(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, cores: int, parallel: int
+) -> None:
+    monkeypatch.setattr("deploy.opening.usable_cores", lambda: cores)
+    monkeypatch.setattr("deploy.backends.ort.usable_cores", lambda: cores)
+    asked: list[int] = []
+    real = ort.make_options
+    monkeypatch.setattr(ort, "make_options", lambda module, each: asked.append(each) or real(module, each))
+    with open_model(tiny_model, "ort", 0, ["a.mp4"]) as session:
+        assert session.parallel == parallel and asked == [0 if parallel == 1 else cores // 2]

@@ -66,19 +66,69 @@ def test_the_map_is_the_frames_own_at_its_size(spec: ModelSpec, output: str) -> 
         np.testing.assert_array_equal(classes, expected(spec, frame))
 
 
-def test_the_sessions_array_may_be_used_again(spec: ModelSpec) -> None:
-    class Reusing(FakeSession):
-        """Returns the same array each time, as a runtime with fixed buffers does."""
+class Reusing(FakeSession):
+    """Returns the same array to a thread each time, as a runtime with fixed buffers does; runs take turns to be long.
 
-        buffer = np.zeros((1, 24, 32), np.uint8)
+    Attributes:
+        most: The most runs that there were side by side.
+    """
 
+    most = 0
+
+    def __init__(self, spec: ModelSpec, **options: object) -> None:
+        super().__init__(spec, **options)  # type: ignore[arg-type]
+        self._here, self._lock, self._running = threading.local(), threading.Lock(), 0
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        if not hasattr(self._here, "buffer"):
+            self._here.buffer = np.zeros((1, 24, 32), np.uint8)
+        with self._lock:
+            self._running += 1
+            self.most = max(self.most, self._running)
+        time.sleep(0.004 if number_of(batch[0]) % 2 else 0.001)
+        with self._lock:
+            self._running -= 1
+        self._here.buffer[:] = number_of(batch[0]) % 3
+        return self._here.buffer  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 3])
+@pytest.mark.parametrize("smoothing", [None, Smoothing(1e-9)])
+def test_frames_inferred_side_by_side_come_in_order(
+    spec: ModelSpec, parallel: int, smoothing: Smoothing | None
+) -> None:
+    """With a smoothing so short that it changes nothing, but sees the arrays later."""
+    sinks = [ListSink(before=lambda index: time.sleep(0.002)) for _ in range(2)]
+    session = Reusing(spec, parallel=parallel, batch=1)
+    run_all(session, [Stream(ListSource(20), [sink]) for sink in sinks], smoothing=smoothing)
+    for sink in sinks:
+        assert [frame.index for frame in sink.frames] == list(range(20))
+        assert [int(m[0, 0]) for m in sink.maps] == [index % 3 for index in range(20)]
+    assert session.most == parallel
+
+
+def test_a_live_streams_frames_are_inferred_one_by_one(spec: ModelSpec) -> None:
+    session = Reusing(spec, parallel=3, batch=1)
+    live = ListSource(40, live=True, before=lambda index: time.sleep(0.001))
+    summary = run_all(session, [Stream(live), Stream(ListSource(20))])
+    consistent(summary)
+    assert session.most == 1
+
+
+def test_nothing_is_shown_past_a_frame_that_failed(spec: ModelSpec) -> None:
+    """The later ones have long been inferred when the fourth fails."""
+
+    class Failing(FakeSession):
         def run(self, batch: np.ndarray) -> np.ndarray:
-            self.buffer[:] = number_of(batch[0]) % 3
-            return self.buffer
+            if number_of(batch[0]) == 3:
+                time.sleep(0.05)
+                raise ModelError("does not fit")
+            return super().run(batch)
 
-    sink = ListSink(before=lambda index: time.sleep(0.002))
-    run(Reusing(spec), ListSource(20), [sink])
-    assert [int(m[0, 0]) for m in sink.maps] == [index % 3 for index in range(20)]
+    sink = ListSink()
+    with pytest.raises(ModelError, match="does not fit"):
+        run(Failing(spec, parallel=2), ListSource(20), [sink])
+    assert [frame.index for frame in sink.frames] == [0, 1, 2] and sink.complete == [False]
 
 
 def test_max_frames(spec: ModelSpec) -> None:
@@ -517,12 +567,13 @@ def test_what_is_shown_live_is_never_old(spec: ModelSpec, infer_s: float, write_
     seed=st.integers(0, 2**32),
     live=st.lists(st.booleans(), min_size=1, max_size=3),
     failing=st.sampled_from(["", "", "source", "model", "sink", "viewer"]),
+    parallel=st.integers(1, 3),
     limits=st.sampled_from(
         [Limits(), Limits(stride=2), Limits(max_frames=4), Limits(fps=300), Limits(duration_s=0.02)]
     ),
 )
 @settings(max_examples=40, deadline=None)
-def test_it_adds_up_whatever_happens(seed: int, live: list[bool], failing: str, limits: Limits) -> None:
+def test_it_adds_up_whatever_happens(seed: int, live: list[bool], failing: str, parallel: int, limits: Limits) -> None:
     """Random delays everywhere and a failure somewhere: it ends, all is closed once, captured = shown + dropped."""
     spec = ModelSpec("tiny", Labels(("a", "b"), ((0, 0, 0), (1, 1, 1))), Preprocess((24, 32)))
     chance = random.Random(seed)
@@ -543,7 +594,8 @@ def test_it_adds_up_whatever_happens(seed: int, live: list[bool], failing: str, 
 
     sources = [ListSource(12, is_live, perhaps("source")) for is_live in live]
     sinks = [ListSink(perhaps("viewer" if failing == "viewer" else "sink")) for _ in live]
-    pipeline = Pipeline(Session(spec), [Stream(*p) for p in zip(sources, [[s] for s in sinks], strict=True)], limits)
+    streams = [Stream(*pair) for pair in zip(sources, [[sink] for sink in sinks], strict=True)]
+    pipeline = Pipeline(Session(spec, parallel=parallel), streams, limits)
     begin = time.monotonic()
     try:
         for _ in pipeline.results():

@@ -13,7 +13,7 @@ import pytest
 from doubles import number_of, picture
 
 from deploy.frames import Frame, FrameSource
-from deploy.sources import SOURCES, kind_of, open_source
+from deploy.sources import SOURCES, kind_of, may_be_live, open_source
 from lfd.data.film import measure
 from lfd.errors import DataError, LfdError, SourceError, UsageError
 
@@ -59,6 +59,24 @@ def numbers(source: FrameSource) -> list[int]:
 def test_kinds(text: str, kind: str) -> None:
     assert kind_of(text) == kind
     assert kind in SOURCES
+
+
+@pytest.mark.parametrize(
+    ("text", "live"),
+    [
+        ("0", True),
+        ("csi://0", True),
+        ("rtsp://host/1", True),
+        ("http://host/film.mp4", True),
+        ("street:?fps=25", True),
+        ("street:?fps=0&frames=3", False),
+        ("street:", False),
+        ("a.mp4#loop=true", False),
+        ("pictures/*.png", False),
+    ],
+)
+def test_what_may_be_live(text: str, live: bool) -> None:
+    assert may_be_live(text) is live
 
 
 @pytest.mark.parametrize(
