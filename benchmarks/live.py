@@ -36,9 +36,9 @@ from lfd.errors import LfdError
 from lfd.files import write_json
 from lfd.preprocess import Image, fit_frame, restore_map
 
-SETTLE_S = 110.0
-"""At the beginning buffers are made, and the built-in scene fills its caches for 3000 frames. Memory counts from here
-on, or from the half of a shorter run."""
+SETTLE_S = 300.0
+"""At the beginning buffers are made, the built-in scene fills its caches for 3000 frames, and the heap finds its size.
+Memory counts from here on, or from the half of a shorter run."""
 MEMORY_EVERY_S = 0.5
 
 
