@@ -102,7 +102,7 @@ class Counter:
 @click.argument("film", type=click.Path(exists=True, dir_okay=False))
 @click.option("--rounds", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.5), default=4.0, show_default=True, help="Of each turn.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="For one inference; 0: one a core.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="Of the model; 0: one a core.")
 @click.option(
     "--viewers", type=click.Choice(["hangs", "reads", MANY_NAME]), multiple=True, help="Which; by default all."
 )

@@ -102,7 +102,7 @@ class Exchange(Generic[I, O]):
             self._out.notify()
 
     def take(self, limit: int | None) -> list[tuple[int, I]]:
-        """Wait for frames; return at most one of each lane, with its lane. For the inference.
+        """Wait for frames; return at most one of each lane, with its lane. For the inference: one thread at a time.
 
         Args:
             limit: Most frames; lanes take turns. None for no limit.

@@ -93,7 +93,7 @@ class Inference:
 
     def _one(self) -> None:
         """Infer what can be taken; give it, and what was found of later frames meanwhile, when its turn has come."""
-        with self._taking:
+        with self._taking:  # only one may wait there
             taken = self._exchange.take(self._session.batch)
             number = self._taken
             self._taken += 1

@@ -35,9 +35,9 @@ ALERT = (40, 40, 170)
 def blend(image: Image, class_map: Image, colors: Image, alpha: float, out: Image | None = None) -> Image:
     """Return the picture tinted by class.
 
-    A lookup and a weighted sum in OpenCV, band by band, so that the colours are still in the cache when they are
-    mixed in: 1.6 ms of one core at 1280x720, where the whole picture at once takes 1.8 to 2.5 and `palette[class_map]`
-    with a float blend in numpy 25.
+    A lookup and a sum in OpenCV, band by band, so that the colours are still in the cache when they are mixed in: 0.9
+    ms of one core at 1280x720 with alpha 0.5 and 1.2 with another, where a weighted sum of the whole picture takes 1.8
+    to 2.5 and `palette[class_map]` with a float blend in numpy 25.
 
     Args:
         image: (H, W, 3) BGR uint8.
@@ -51,10 +51,14 @@ def blend(image: Image, class_map: Image, colors: Image, alpha: float, out: Imag
     height, width = class_map.shape
     rows = max(1, BAND_BYTES // (3 * width))
     tint = np.empty((min(rows, height), width, 3), np.uint8)
+    share = cv2.convertScaleAbs(colors, alpha=alpha)
     for top in range(0, height, rows):
         band = slice(top, min(top + rows, height))
-        colored = cv2.applyColorMap(class_map[band], colors, tint[: band.stop - top])
-        cv2.addWeighted(image[band], 1.0 - alpha, colored, alpha, 0.0, dst=mixed[band])
+        if alpha == 0.5:  # the default; a shift takes half of what a multiplication does
+            np.right_shift(image[band], 1, out=mixed[band])
+        else:
+            cv2.convertScaleAbs(image[band], dst=mixed[band], alpha=1.0 - alpha)
+        cv2.add(mixed[band], cv2.applyColorMap(class_map[band], share, tint[: band.stop - top]), dst=mixed[band])
     return mixed
 
 

@@ -138,6 +138,7 @@ class Pipeline:
             rss_end_mb=self._rss[1],
             threads=thread_count(),
             interrupted=self._interrupted,
+            parallel=self._parallel,
             collected=self._collector.collected if self._collector is not None else None,
         )
 

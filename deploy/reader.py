@@ -165,8 +165,8 @@ def give_way() -> None:
     """Lower this thread's priority, where the system has one for each thread (Linux).
 
     A file's reader has a whole inference to prepare the next frame in, and the model's threads leave gaps; at equal
-    priority it pushes one of them aside, and all others wait for that one. Inferences side by side do not wait for each
-    other, and only lack frames when their reader comes last.
+    priority it pushes one of them aside, and all others wait for that one. Two inferences with a thread
+    each do not wait for each other, and only lack frames when their reader comes last.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()

@@ -33,8 +33,8 @@ class StreamSummary:
         losses: Cause -> how often the source was lost by it.
         fps: Frames shown a second.
         stages: Stage of STAGES -> its duration a frame, over the latest KEPT_SAMPLES frames. `infer` is the model
-            alone, in company of the other stages, for all that went into one run of it; `smooth` and `score` are there
-            where results are steadied and frames are collected.
+            alone, in company of the other stages and of other inferences, for all that went into one run of it;
+            `smooth` and `score` are there where results are steadied and frames are collected.
         latency: From the moment the source had a frame until all sinks had it; likewise.
         miou: Against the truth, where the source knows it and its classes are the model's.
         flicker: Share in [0, 1] of pixels whose class changed while their truth did not, see `deploy.flicker`;
@@ -89,6 +89,7 @@ class RunSummary:
         rss_end_mb: Likewise after the last.
         threads: Threads of this process at the end, the runtime's included; None likewise.
         interrupted: Whether a signal ended it.
+        parallel: Inferences side by side.
         collected: What there is in the folder of `--collect`; None without one.
     """
 
@@ -98,6 +99,7 @@ class RunSummary:
     rss_end_mb: float | None
     threads: int | None
     interrupted: bool
+    parallel: int = 1
     collected: Collected | None = None
 
     @property
@@ -174,7 +176,7 @@ def table(summary: RunSummary, titles: Sequence[str]) -> str:
     """
     lines: list[str] = []
     for title, stream in zip(titles, summary.streams, strict=True):
-        lines += [title, *_block(stream, summary.seconds), ""]
+        lines += [title, *_block(stream, summary), ""]
     if summary.rss_start_mb is not None and summary.rss_end_mb is not None:
         lines.append(
             f"memory   {summary.rss_start_mb:.0f} MB at the start, {summary.rss_end_mb:.0f} MB at the end, "
@@ -193,14 +195,15 @@ def table(summary: RunSummary, titles: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _block(stream: StreamSummary, seconds: float) -> list[str]:
+def _block(stream: StreamSummary, summary: RunSummary) -> list[str]:
     drops = [(stream.dropped_late, "late"), (stream.dropped_at_end, "at the end")]
     causes = ", ".join(f"{count} {cause}" for count, cause in drops if count)
     lines = [
         f"frames   {stream.captured} captured, {stream.shown} shown, {stream.dropped} dropped"
         + (f" ({causes})" if causes else "")
         + (f"; {stream.skipped} skipped" if stream.skipped else ""),
-        f"time     {seconds:.2f} s, {stream.fps:.1f} frames a second",
+        f"time     {summary.seconds:.2f} s, {stream.fps:.1f} frames a second"
+        + (f", {summary.parallel} inferred side by side" if summary.parallel > 1 else ""),
     ]
     if stream.losses:
         causes = ", ".join(f"{count} {cause}" for cause, count in stream.losses.items())

@@ -30,7 +30,8 @@ class OpenVinoSession:
     Args:
         path: The .onnx file.
         threads: Threads of all inferences; 0 takes one a physical core.
-        parallel: Inferences that may go on side by side, sharing them.
+        parallel: Inferences that may go on side by side; each has as many threads, what is left over of an odd number
+            has nothing to do.
         precision: Of everything that is not int8 by the file. It is always told: left alone, OpenVINO takes bf16
             on processors that have it, and class maps then differ from the network's.
 
@@ -79,7 +80,7 @@ class OpenVinoSession:
         }
         try:
             self._compiled = core.compile_model(model, "CPU", settings)
-            self._here.request = self._compiled.create_infer_request()
+            self._here.request = self._compiled.create_infer_request()  # what fails, fails here
         except RuntimeError as error:
             raise ModelError(f"{path}: OpenVINO cannot compile it ({_reason(error)}). Fix: export it again") from error
         ran = self._ran() or PRECISIONS[precision]

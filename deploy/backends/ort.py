@@ -23,7 +23,8 @@ class OrtSession:
 
     Args:
         path: The .onnx file.
-        threads: Threads of all inferences; 0 takes one a core.
+        threads: Threads of all inferences; 0 takes one a physical core, and side by side one a core that the system
+            counts.
         parallel: Inferences that may go on side by side, sharing them.
 
     Raises:
@@ -34,9 +35,10 @@ class OrtSession:
     def __init__(self, path: Path, threads: int = 0, parallel: int = 1) -> None:
         ort = require("onnxruntime", "deploy")
         self.parallel = parallel
-        # 0 is a thread a physical core, which is its own rule; side by side they must know how many there are.
-        each = threads if parallel == 1 else max(1, (threads or usable_cores()) // parallel)
-        options = make_options(ort, each)
+        # Inferences side by side share a session's pool, which has one thread less than it is told, for who calls: they
+        # are several. 0 is its own rule; side by side it must be known how many cores there are.
+        told = threads if parallel == 1 else max(1, (threads or usable_cores()) - parallel + 1)
+        options = make_options(ort, told)
         try:
             self._session = ort.InferenceSession(str(path), options, providers=[CPU])
         except Exception as error:  # pybind maps no common base: Fail, InvalidGraph, InvalidProtobuf, RuntimeError

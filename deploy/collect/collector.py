@@ -62,7 +62,7 @@ class _Candidate:
 
 
 class Collector:
-    """Keeps frames of a run's streams. The inference's thread calls `see`, any thread the rest.
+    """Keeps frames of a run's streams. `see` is called by one thread at a time, the rest by any.
 
     A disk that is full or refuses ends the collecting, not the run: `failure` says why, and what was kept stays.
 

@@ -362,10 +362,10 @@ def test_the_real_onnxruntime_tells_where_nodes_run(tiny_model: Path) -> None:
 @pytest.mark.parametrize("name", ["ort-cuda", "ort-trt"])
 def test_a_real_gpu(tiny_model: Path, name: str) -> None:
     try:
-        session = BACKENDS[name](tiny_model, 0)
+        session = BACKENDS[name](tiny_model, 0, 2)
     except MissingDependencyError as error:
         pytest.skip(str(error).partition(";")[0])
     with session:
-        assert isinstance(session, OrtGpuSession)
+        assert isinstance(session, OrtGpuSession) and session.parallel == 1
         for seed in range(3):
             np.testing.assert_array_equal(session.run(frames(1, seed)), frames(1, seed).argmax(3))

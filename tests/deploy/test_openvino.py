@@ -290,7 +290,7 @@ def test_it_brings_neither_torch_nor_onnx(tiny_model: Path) -> None:
 
 @needs_openvino
 def test_every_backend_is_callable_with_path_and_threads(tiny_model: Path, backend: str) -> None:
-    with BACKENDS[backend](tiny_model, 1) as session:
+    with BACKENDS[backend](tiny_model, 1, 1) as session:
         assert isinstance(session, OpenVinoSession)
 
 
@@ -347,4 +347,14 @@ def test_it_knows_the_cores_where_nobody_says_how_many_threads(
     real = ort.make_options
     monkeypatch.setattr(ort, "make_options", lambda module, each: asked.append(each) or real(module, each))
     with open_model(tiny_model, "ort", 0, ["a.mp4"]) as session:
-        assert session.parallel == parallel and asked == [0 if parallel == 1 else cores // 2]
+        assert session.parallel == parallel and asked == [0 if parallel == 1 else cores - 1]  # and who calls twice
+
+
+@pytest.mark.parametrize(("sources", "threads", "measured"), [(["0"], 4, 4), (["0"], 0, 0), (["a.mp4"], 4, 2)])
+def test_auto_is_measured_with_the_threads_of_an_inference(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, sources: list[str], threads: int, measured: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("deploy.auto.choose", lambda path, each, say: asked.append(each) or "ort")
+    with open_model(tiny_model, "auto", threads, sources):
+        assert asked == [measured]

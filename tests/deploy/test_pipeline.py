@@ -616,18 +616,19 @@ def test_it_adds_up_whatever_happens(seed: int, live: list[bool], failing: str, 
     assert [t.name for t in threading.enumerate() if t.name.startswith("lfd-")] == []
 
 
-def test_a_model_that_hangs_does_not_keep_the_run(spec: ModelSpec) -> None:
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_model_that_hangs_does_not_keep_the_run(spec: ModelSpec, parallel: int) -> None:
     release, hanging = threading.Event(), threading.Event()
 
     class Hanging(FakeSession):
         def run(self, batch: np.ndarray) -> np.ndarray:
-            if self.calls == 3:
+            if number_of(batch[0]) == 3:
                 hanging.set()
                 release.wait(60)
             return super().run(batch)
 
     sink = ListSink()
-    pipeline = Pipeline(Hanging(spec), [Stream(ListSource(10), [sink])], stop=hanging.is_set)
+    pipeline = Pipeline(Hanging(spec, parallel=parallel), [Stream(ListSource(10), [sink])], stop=hanging.is_set)
     begin = time.monotonic()
     assert len(list(pipeline.results())) == len(sink.frames) <= 3
     assert time.monotonic() - begin < SLACK_S and pipeline.busy and pipeline.summary().interrupted

@@ -7,11 +7,13 @@ import sys
 import threading
 
 import pytest
-from doubles import ScriptSource
+from doubles import ListSource, ScriptSource
 
+from deploy.backends.fake import FakeSession
 from deploy.frames import Frame
+from deploy.pipeline import run
 from deploy.reader import READER_NICE, Fitted, Limits, Stream, give_way, read
-from lfd.spec import Preprocess
+from lfd.spec import ModelSpec, Preprocess
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
@@ -31,6 +33,21 @@ def test_a_reader_gives_way_and_never_takes_back(nice: int) -> None:
     thread.join()
     before, after = seen
     assert after == max(before, READER_NICE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+@pytest.mark.parametrize(("live", "parallel", "gives_way"), [(False, 1, True), (False, 2, False), (True, 1, False)])
+def test_a_reader_gives_way_to_one_inference_of_a_file(
+    spec: ModelSpec, live: bool, parallel: int, gives_way: bool
+) -> None:
+    seen: list[int] = []
+
+    def look(index: int) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    run(FakeSession(spec, parallel=parallel), ListSource(3, live, look), [])
+    assert set(seen) == {max(mine, READER_NICE) if gives_way else mine}
 
 
 @pytest.mark.parametrize(("live", "counts"), [(True, (6, 2, 0)), (False, (4, 0, 2))])
