@@ -30,7 +30,7 @@ from deploy.reader import Limits, Stream
 from deploy.run_summary import resident_mb
 from deploy.session import InferenceSession, class_map, open_session
 from deploy.sources import open_source
-from deploy.timing import Percentiles
+from deploy.stats import Durations
 from lfd.console import guarded
 from lfd.errors import LfdError
 from lfd.files import write_json
@@ -48,14 +48,14 @@ class PacedSession:
     def __init__(self, session: InferenceSession, run_ms: float) -> None:
         self._session, self._run_ms = session, run_ms
         self.spec, self.build, self.batch, self.parallel = session.spec, session.build, session.batch, 1
-        self.run_ms: list[float] = []
+        self.run_ms = Durations()
 
     def run(self, batch: Image) -> Any:
         """Run, and sleep for what is left of the time."""
         begin = time.perf_counter()
         found = self._session.run(batch)
         time.sleep(max(0.0, self._run_ms / 1e3 - (time.perf_counter() - begin)))
-        self.run_ms.append((time.perf_counter() - begin) * 1e3)
+        self.run_ms.add((time.perf_counter() - begin) * 1e3)
         return found
 
     def close(self) -> None:
@@ -88,19 +88,33 @@ class CountedSource:
 
 
 class AgeSink:
-    """Notes each frame's age when it is shown, and memory now and then."""
+    """Notes each frame's age when it is shown, and memory now and then.
 
-    def __init__(self) -> None:
+    What it notes has its room from the start: lists that grew by 60 bytes a frame were 50 kB a minute.
+
+    Args:
+        seconds: Of the run.
+    """
+
+    def __init__(self, seconds: float) -> None:
         self._begin = time.monotonic()
-        self.ages_ms: list[float] = []
-        self.memory: list[tuple[float, float]] = []
+        self.ages = Durations()
+        self._memory = np.full((int(seconds / MEMORY_EVERY_S) + 2, 2), -1.0)
+        self._noted = 0
+
+    @property
+    def memory(self) -> list[tuple[float, float]]:
+        """Seconds from the start, and resident MB."""
+        return [(float(at), float(mb)) for at, mb in self._memory[: self._noted]]
 
     def write(self, frame: Frame, class_map: Image) -> None:
         """Take a frame."""
-        self.ages_ms.append((time.monotonic_ns() - frame.captured_ns) / 1e6)
-        now, mb = time.monotonic() - self._begin, resident_mb()
-        if mb is not None and (not self.memory or now - self.memory[-1][0] >= MEMORY_EVERY_S):
-            self.memory.append((now, mb))
+        self.ages.add((time.monotonic_ns() - frame.captured_ns) / 1e6)
+        now = time.monotonic() - self._begin
+        due = not self._noted or now - self._memory[self._noted - 1, 0] >= MEMORY_EVERY_S
+        if due and self._noted < len(self._memory) and (mb := resident_mb()) is not None:
+            self._memory[self._noted] = now, mb
+            self._noted += 1
 
     def show_status(self, status: StreamStatus) -> None:
         """Do nothing."""
@@ -173,17 +187,17 @@ def watch(
 ) -> dict[str, Any]:
     """Run a job on a live source and return ages, counts and memory."""
     paced, source = PacedSession(session, model_ms), CountedSource(open_source(text))
-    sink = AgeSink()
+    sink = AgeSink(seconds)
     counts = job(paced, source, sink, seconds)
-    ages, runs = Percentiles.of(sink.ages_ms), Percentiles.of(paced.run_ms)
-    if ages is None or runs is None:
+    ages, runs = sink.ages.percentiles(), paced.run_ms.percentiles()
+    if ages is None or runs is None or sink.ages.last is None:
         raise LfdError(f"{text}: no frame within {seconds} s")
     return {
         "counts": counts,
         "given_by_the_source": source.given,
-        "taken_by_the_sink": len(sink.ages_ms),
+        "taken_by_the_sink": sink.ages.count,
         "age": asdict(ages),
-        "last_age_ms": sink.ages_ms[-1],
+        "last_age_ms": sink.ages.last,
         "inference": asdict(runs),
         "allowed_ms": 1e3 / source.info.fps + runs.mean_ms,
         "memory": slope(sink.memory, min(SETTLE_S, seconds / 2)),
