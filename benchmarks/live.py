@@ -199,7 +199,7 @@ def watch(
         "age": asdict(ages),
         "last_age_ms": sink.ages.last,
         "inference": asdict(runs),
-        "allowed_ms": 1e3 / source.info.fps + runs.mean_ms,
+        "allowed_ms": 1e3 * (1 / source.info.fps if source.info.fps else seconds / source.given) + runs.mean_ms,
         "memory": slope(sink.memory, min(SETTLE_S, seconds / 2)),
         "memory_mb": [round(mb, 2) for _, mb in sink.memory],
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +29,14 @@ class Run(Iterator[Result]):
     """The results of a run, one after another; a context manager.
 
     The stages start with the first result that is asked for. They end, and what the run opened is closed, with the
-    last result, at the first failure, with `close`, at the end of a `with` block, and when a `for` loop over it is
-    left and nothing else holds it. What sinks have got by then is kept.
+    last result, at the first failure, with `close`, at the end of a `with` block, when a `for` loop over it is left and
+    nothing else holds it, and when the program ends. What sinks have got by then is kept.
     """
 
     def __init__(self, pipeline: Pipeline, own: InferenceSession | None) -> None:
-        self._pipeline, self._own = pipeline, own
-        self._results = pipeline.results()
+        self._pipeline, self._results = pipeline, pipeline.results()
+        # It also runs before the interpreter goes down, under which no thread may be at work and none can begin.
+        self._close = weakref.finalize(self, _close, pipeline, self._results, own)
 
     def __next__(self) -> Result:
         """Return the next result.
@@ -59,13 +61,7 @@ class Run(Iterator[Result]):
         Raises:
             LfdError: A source or sink could not be closed.
         """
-        own, self._own = self._own, None
-        try:
-            self._results.close()
-            self._pipeline.close()
-        finally:
-            if own is not None and not self._pipeline.busy:
-                own.close()
+        self._close()
 
     def __enter__(self) -> Run:
         return self
@@ -75,8 +71,14 @@ class Run(Iterator[Result]):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
+
+def _close(pipeline: Pipeline, results: Generator[Result, None, None], own: InferenceSession | None) -> None:
+    try:
+        results.close()
+        pipeline.close()
+    finally:
+        if own is not None and not pipeline.busy:
+            own.close()
 
 
 def run(

@@ -72,7 +72,8 @@ class JsonLinesSink:
                 "time": _utc(time.time_ns() - age_ns),
                 "index": frame.index,
                 "name": frame.name,
-                "state": stats.state.value,
+                # As it was when the frame came: the reader is ahead.
+                "state": (self._status.state if self._status else State.LIVE).value,
                 "classes": {self._names[i]: round(float(shares[i]), 6) for i in np.flatnonzero(shares)},
                 "latency_ms": round(age_ns / 1e6, 3),
                 "infer_ms": None if stats.infer_ms is None else round(stats.infer_ms, 3),

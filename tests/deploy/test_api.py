@@ -204,3 +204,29 @@ def test_the_package_is_cheap_to_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+HELD = """
+import sys, deploy
+run = deploy.run(sys.argv[1], "street:?size=48x64&frames=60", sys.argv[2], max_frames=int(sys.argv[3]), overwrite=True)
+for result in run:
+    if result.frame.index == 19:
+        break
+print("left")
+"""
+
+
+@pytest.mark.parametrize("most", [20, 50])
+def test_a_run_that_is_still_held_ends_with_the_program(tiny_model: Path, tmp_path: Path, most: int) -> None:
+    """In the middle, and behind its last result: its threads must neither run nor be waited for."""
+    out = tmp_path / "lines.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", HELD, str(tiny_model), str(out), str(most)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+    assert not list(tmp_path.glob(".*"))

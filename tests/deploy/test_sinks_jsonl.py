@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sink_doubles import classes, files_up_to, frame, lost, make, nothing_left
+from sink_doubles import STATS, classes, files_up_to, frame, lost, make, nothing_left
 
 from deploy.frames import Frame, State, StreamStatus
 from deploy.sinks.jsonl import class_counts
@@ -82,6 +83,19 @@ def test_a_line_a_change_of_the_status(tmp_path: Path, spec: ModelSpec) -> None:
         "reconnects": 0,
         "retry_in_s": 2.0,
     }
+
+
+def test_a_frames_state_is_that_of_its_place(tmp_path: Path, spec: ModelSpec) -> None:
+    """The reader is ahead: by its count the stream has ended."""
+    sink = make(tmp_path / "a.jsonl", spec, stats=lambda: replace(STATS, state=State.ENDED))
+    for item in (0, lost(), 1, StreamStatus(State.LIVE, 9), 2, StreamStatus(State.ENDED, 10)):
+        if isinstance(item, int):
+            sink.write(frame(item), classes(item))
+        else:
+            sink.show_status(item)
+    sink.close(True)
+    states = [line["state"] for line in lines(tmp_path / "a.jsonl")]
+    assert states == ["live", "lost", "lost", "live", "live", "ended"]
 
 
 @pytest.mark.parametrize("complete", [True, False])
